@@ -1,0 +1,1 @@
+"""Models over `zojax.ops`: a reader learns an architecture from one file."""

@@ -1,0 +1,29 @@
+"""Shapes are checked while the tests run, JAX stays on the CPU, and data outside the checkout is optional."""
+
+import os
+from pathlib import Path
+
+# Before anything imports jax: the suite gives the same answers on every machine.
+# JAX_PLATFORMS=cuda (or tpu), set outside, runs it on an accelerator instead.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Every jaxtyping signature of the library and of the models becomes a runtime check. This stands
+# before the first import of either package, and in tests only: users pay nothing for it.
+install_import_hook(["zojax", "models"], "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def zojax_data() -> Path:
+    """The folder of the optional data sets: `ZOJAX_DATA`, or `../shared/data` beside the checkout."""
+    named = os.environ.get("ZOJAX_DATA")
+    path = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        if named:
+            pytest.fail(f"ZOJAX_DATA={named!r} is not a folder; unset it to skip the tests that need data")
+        pytest.skip(f"no optional data: {path} does not exist and ZOJAX_DATA is not set")
+    return path

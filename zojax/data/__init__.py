@@ -1,0 +1,1 @@
+"""Text classification data: reading (`text`), tokenisation (`tokenize`) and batches (`pipeline`)."""

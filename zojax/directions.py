@@ -1,0 +1,245 @@
+"""Random directions of a weight: what a zeroth-order probe adds to it.
+
+A direction z of a leaf is a pure function of (key, index) with zero mean and E[z z^T] = I, so that the two-point
+estimate c z is an unbiased gradient up to O(eps^2). Directions are frozen dataclasses, passed by value; they hold no
+arrays. `sample` makes any tile; where there is something better than a tile, `dot` multiplies by z directly.
+"""
+
+import abc
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Key
+
+from zojax import random
+
+__all__ = ["Direction", "Gaussian", "LowRank", "Rademacher", "Sparse", "Sphere"]
+
+Start = Any
+"""First coordinate of a tile in each axis: a uint32 array or a sequence; None is the origin."""
+
+
+def _start_at(start: Start, axis: int) -> Array:
+    return jnp.uint32(0) if start is None else jnp.asarray(start[axis]).astype(jnp.uint32)
+
+
+class Direction(abc.ABC):
+    """A distribution over z for a leaf of a given shape.
+
+    Example:
+      >>> z = Rademacher().sample(jax.random.key(0), (64, 8))
+      >>> bool((z[32:40] == Rademacher().sample(jax.random.key(0), (64, 8), start=(32, 0), size=(8, 8))).all())
+      True
+    """
+
+    @abc.abstractmethod
+    def sample(
+        self, key: Key[Array, ""], shape: Sequence[int], *, start: Start = None, size: Sequence[int] | None = None
+    ) -> Float[Array, "..."]:
+        """The tile of z at `start` of shape `size`, for a leaf of full shape `shape`."""
+
+    @abc.abstractmethod
+    def rows(
+        self, key: Key[Array, ""], shape: Sequence[int], ids: Integer[Array, "*batch"], *, start: Start = None
+    ) -> Float[Array, "*batch d"]:
+        """Rows `ids` of the two-axis tile at `start` that ends z's last two axes."""
+
+    def dot(
+        self,
+        x: Float[Array, "*batch m"],
+        key: Key[Array, ""],
+        shape: Sequence[int],
+        *,
+        start: Start,
+        size: Sequence[int],
+    ) -> Float[Array, "*batch n"] | None:
+        """x @ z for a two-axis tile without making z, or None where there is no such way."""
+        del x, key, shape, start, size
+        return None
+
+    def for_leaf(self, ndim: int) -> "Direction":
+        """The direction to use for a leaf of `ndim` axes: itself, unless it is meant for matrices alone."""
+        del ndim
+        return self
+
+    @property
+    def unit_norm(self) -> bool:
+        """Whether the whole tree's z is scaled to the norm sqrt(number of weights), one factor a step."""
+        return False
+
+
+def _refuse_sphere(field: str, direction: Direction) -> None:
+    if direction.unit_norm:
+        raise ValueError(f"{field}: Sphere is a direction of the whole tree; use Gaussian here")
+
+
+def _row_coordinates(shape: Sequence[int], ids: Array, start: Start) -> tuple[Array, ...]:
+    lead = [_start_at(start, axis) for axis in range(len(shape) - 2)]
+    column = _start_at(start, -1) + jnp.arange(shape[-1], dtype=jnp.uint32)
+    return (*lead, ids.astype(jnp.uint32)[..., None] + _start_at(start, -2), column)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gaussian(Direction):
+    """z ~ N(0, 1), equal to `jax.random.normal(key, shape)`.
+
+    Example:
+      >>> Gaussian().sample(jax.random.key(0), (2, 3)).shape
+      (2, 3)
+    """
+
+    def sample(self, key, shape, *, start=None, size=None):
+        return random.normal(key, shape, start=start, size=size)
+
+    def rows(self, key, shape, ids, *, start=None):
+        return random.normal_at(key, shape, _row_coordinates(shape, ids, start))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rademacher(Direction):
+    """z = +1 or -1 with equal probability, 32 signs from one 32-bit word (`zojax.random.signs`).
+
+    The estimate c z has a smaller second moment than with Gaussian z (d against d + 2 on a quadratic), and the signs
+    cost next to nothing.
+
+    Example:
+      >>> set(Rademacher().sample(jax.random.key(0), (8, 8)).flatten().tolist()) == {1.0, -1.0}
+      True
+    """
+
+    def sample(self, key, shape, *, start=None, size=None):
+        return random.signs(key, shape, start=start, size=size)
+
+    def rows(self, key, shape, ids, *, start=None):
+        return random.signs_at(key, shape, _row_coordinates(shape, ids, start))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sphere(Gaussian):
+    """z uniform on the sphere of radius sqrt(d), d the number of weights of the whole tree.
+
+    z = sqrt(d) n / |n| with n ~ N(0, I). The factor sqrt(d) / |n| is one scalar of the step; it stands in the log.
+    As the direction of a rule for some leaves it is an error: the sphere is that of the whole tree.
+
+    Example:
+      >>> Sphere().unit_norm
+      True
+    """
+
+    @property
+    def unit_norm(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowRank(Direction):
+    """z = A B^T / sqrt(r) over the last two axes, A and B standard normal with r columns.
+
+    x z = (x A) B^T / sqrt(r), so a product with a perturbed matrix costs r (m + n) more multiplications a row instead
+    of m n draws. Leading axes index independent matrices. Leaves of fewer than two axes use `vector`.
+
+    Attributes:
+      rank: r, at least 1.
+      vector: the direction of leaves that are no matrices.
+
+    Example:
+      >>> z = LowRank(rank=1).sample(jax.random.key(0), (6, 5))
+      >>> int(jnp.linalg.matrix_rank(z))
+      1
+
+    References:
+      EGGROLL, arXiv 2511.16652; LOZO, arXiv 2410.07698.
+    """
+
+    rank: int = 1
+    vector: Direction = Gaussian()
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank}; a low-rank direction needs at least 1")
+        _refuse_sphere("vector", self.vector)
+
+    def for_leaf(self, ndim):
+        return self if ndim >= 2 else self.vector.for_leaf(ndim)
+
+    def factors(
+        self, key: Key[Array, ""], shape: Sequence[int], *, start: Start = None, size: Sequence[int] | None = None
+    ) -> tuple[Float[Array, "*lead m r"], Float[Array, "*lead n r"]]:
+        """The tiles of A and B that make a tile of z = A B^T / sqrt(r)."""
+        size = tuple(shape) if size is None else tuple(size)
+        lead = tuple(_start_at(start, axis) for axis in range(len(shape) - 2))
+
+        def factor(number: int, axis: int) -> Array:
+            full = (*shape[:-2], shape[axis], self.rank)
+            at = None if start is None else (*lead, _start_at(start, axis), 0)
+            tile = (*size[:-2], size[axis], self.rank)
+            factor_key = jax.random.fold_in(key, number)
+            # Kept apart, since a fused outer product would draw each factor anew for every element of z.
+            return random.stored(factor_key, lambda: random.normal(factor_key, full, start=at, size=tile))
+
+        return factor(0, -2), factor(1, -1)
+
+    def sample(self, key, shape, *, start=None, size=None):
+        A, B = self.factors(key, shape, start=start, size=size)
+        return self._product(A, B[..., None, :, :])
+
+    def rows(self, key, shape, ids, *, start=None):
+        size = (1,) * (len(shape) - 2) + tuple(shape[-2:])
+        A, B = self.factors(key, shape, start=start, size=size)
+        A, B = A.reshape(A.shape[-2:]), B.reshape(B.shape[-2:])
+        return self._product(jnp.take(A, ids, axis=0), B)
+
+    def _product(self, A: Array, B: Array) -> Array:
+        # Written out: a matrix product of rank 1 to 8 would not fuse into the update that consumes it.
+        terms = [A[..., i, None] * B[..., i] for i in range(self.rank)]
+        return functools.reduce(jnp.add, terms) / math.sqrt(self.rank)
+
+    def dot(self, x, key, shape, *, start, size):
+        A, B = self.factors(key, shape, start=start, size=size)
+        A, B = A.reshape(A.shape[-2:]), B.reshape(B.shape[-2:])
+        return jnp.dot(jnp.dot(x, A), B.T) / math.sqrt(self.rank)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sparse(Direction):
+    """`inner` where a mask holds and 0 elsewhere.
+
+    By magnitude (the default): the mask holds for the `fraction` of a leaf's weights that are smallest in magnitude,
+    with the threshold taken once, when the estimator's state is made, and the mask recomputed from the weights at every
+    use, so that nothing but one number a leaf is stored. By mask: a tree of booleans given to `PerturbSpec.masks` is
+    kept bit-packed, one bit a weight.
+
+    Attributes:
+      inner: the direction of the weights that are moved.
+      fraction: share of a leaf's weights under the threshold, in (0, 1]; not used with a mask.
+
+    Example:
+      >>> Sparse(fraction=0.25).inner
+      Rademacher()
+
+    References:
+      Sparse-MeZO, arXiv 2402.15751 (perturbs the small weights; the fraction is the user's).
+    """
+
+    inner: Direction = Rademacher()
+    fraction: float = 0.25
+
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction: {self.fraction}; a share of the weights in (0, 1] is needed")
+        _refuse_sphere("inner", self.inner)
+
+    def for_leaf(self, ndim):
+        inner = self.inner.for_leaf(ndim)
+        return self if inner is self.inner else dataclasses.replace(self, inner=inner)
+
+    def sample(self, key, shape, *, start=None, size=None):
+        return self.inner.sample(key, shape, start=start, size=size)
+
+    def rows(self, key, shape, ids, *, start=None):
+        return self.inner.rows(key, shape, ids, start=start)

@@ -1,0 +1,361 @@
+"""Perturbed weights as leaves of the parameter tree.
+
+`PerturbSpec.perturb` turns a tree of weights into a tree of `Perturbed` leaves, each the expression
+"weight + scale * direction(key)". Nothing is added until a model uses the weight through `zojax.ops`, and then only
+to the tile that is used: the clean weights are never touched, and no array of noise outlives a layer.
+
+Keys: the key of leaf p for probe i of step n is fold_in(fold_in(fold_in(run key, n), i), crc32(p)), so a leaf that is
+added or frozen changes no other leaf's noise.
+"""
+
+import dataclasses
+import functools
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Key
+
+from zojax import ops
+from zojax.directions import Direction, Rademacher, Sparse, Sphere
+from zojax.trees import path_string
+
+__all__ = ["PerturbSpec", "Perturbed", "materialized", "pack_mask", "unpack_mask"]
+
+Params = Any
+
+
+def pack_mask(mask: Array) -> Array:
+    """Packs booleans along the last axis, 32 to a word: bit c % 32 of word (.., c // 32).
+
+    Args:
+      mask: bool [..., C].
+
+    Returns:
+      uint32 [..., ceil(C / 32)].
+
+    Example:
+      >>> pack_mask(jnp.array([True, False, True])).tolist()
+      [5]
+    """
+    mask = jnp.asarray(mask, jnp.uint32)
+    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 32)])
+    mask = mask.reshape(*mask.shape[:-1], -1, 32)
+    return jnp.sum(mask << jnp.arange(32, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
+
+
+def unpack_mask(words: Array, columns: int) -> Array:
+    """The booleans that `pack_mask` packed.
+
+    Args:
+      words: uint32 [..., ceil(columns / 32)].
+      columns: C.
+
+    Returns:
+      bool [..., columns].
+
+    Example:
+      >>> unpack_mask(jnp.array([5], jnp.uint32), 3).tolist()
+      [True, False, True]
+    """
+    spread = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & np.uint32(1)
+    return spread.reshape(*words.shape[:-1], -1)[..., :columns].astype(bool)
+
+
+def _masked(z: Array, mask: Array | None, weights: Any) -> Array:
+    if mask is None:
+        return z
+    if mask.dtype == jnp.uint32:
+        return jnp.where(unpack_mask(mask, z.shape[-1]), z, 0.0)
+    threshold = mask.reshape(mask.shape + (1,) * (z.ndim - mask.ndim))
+    return jnp.where(jnp.abs(ops.value(weights)) <= threshold, z, 0.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perturbed:
+    """The leaf "base + scale * z", z the tile of direction(key) at `start` of an array of shape `full_shape`.
+
+    Products add and multiply in float32. Where the base is of half precision they are split, x base + scale x z, since
+    base + scale z would round the probe away.
+
+    A leaf that a model scans over carries the scanned axis on every field (key repeated, start counting up), so that
+    its slices are tiles of one array of noise.
+
+    Attributes:
+      base: the weight, an array or another leaf type; first, because Flax compares the first array's shape.
+      key: typed key of this leaf's noise.
+      scale: float32 scalar.
+      start: uint32 coordinates of the tile, or None for the origin.
+      mask: of a sparse direction: the threshold of magnitude (float32) or the packed mask (uint32); else None.
+      direction: the distribution of z.
+      full_shape: shape of the whole leaf of which this is a tile.
+
+    Example:
+      >>> from zojax.directions import Gaussian
+      >>> key = jax.random.key(0)
+      >>> w = Perturbed(base=jnp.zeros((2, 3)), key=key, scale=jnp.float32(1), direction=Gaussian(), full_shape=(2, 3))
+      >>> bool((ops.dot(jnp.eye(2), w) == jax.random.normal(key, (2, 3))).all())
+      True
+    """
+
+    base: Any
+    key: Key[Array, "..."]
+    scale: Float[Array, "..."]
+    start: Array | None = None
+    mask: Array | None = None
+    direction: Direction = dataclasses.field(metadata={"static": True})
+    full_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self):
+        return self.base.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.base.shape)
+
+    @property
+    def _size(self) -> tuple[int, ...]:
+        return (1,) * (len(self.full_shape) - self.ndim) + tuple(self.shape)
+
+    @property
+    def _is_stacked(self) -> bool:
+        return self.scale.ndim > 0
+
+    def noise(self) -> Float[Array, "..."]:
+        """z, float32, of the leaf's shape."""
+        if self._is_stacked:
+            return jax.vmap(Perturbed.noise)(self)
+        z = self.direction.sample(self.key, self.full_shape, start=self.start, size=self._size).reshape(self.shape)
+        return _masked(z, self.mask, self.base)
+
+    def materialize(self) -> Float[Array, "..."]:
+        """base + scale z in float32."""
+        if self._is_stacked:
+            return jax.vmap(Perturbed.materialize)(self)
+        return ops.value(self.base) + self.scale * self.noise()
+
+    def __jax_array__(self) -> Array:
+        return self.materialize()
+
+    def dot(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
+        """x @ (base + scale z)."""
+        product = None
+        if self.mask is None and self.ndim == 2:
+            product = self.direction.dot(x, self.key, self.full_shape, start=self.start, size=self._size)
+        if product is not None:
+            return ops.dot(x, self.base) + self.scale * product
+        if self._splits:
+            return ops.dot(x, self.base) + self.scale * ops.dot(x, self._half_noise())
+        return ops.dot(x, self.materialize())
+
+    def einsum(self, spec: str, x: Array) -> Array:
+        """The contraction of x with base + scale z."""
+        if self._splits:
+            return ops.einsum(spec, x, self.base) + self.scale * ops.einsum(spec, x, self._half_noise())
+        return ops.einsum(spec, x, self.materialize())
+
+    def conv(self, x: Array, **options) -> Array:
+        """The convolution of x with base + scale z."""
+        if self._splits:
+            return ops.conv(x, self.base, **options) + self.scale * ops.conv(x, self._half_noise(), **options)
+        return ops.conv(x, self.materialize(), **options)
+
+    def embed(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d"]:
+        """Rows of base + scale z; noise is made for these rows alone."""
+        rows = ops.embed(self.base, ids)
+        z = self.direction.rows(self.key, self.full_shape, ids, start=self.start)
+        mask = self.mask
+        if mask is not None and mask.dtype == jnp.uint32:
+            mask = jnp.take(mask, ids, axis=0)
+        return rows + self.scale * _masked(z, mask, rows)
+
+    @property
+    def _splits(self) -> bool:
+        return self.base.dtype.itemsize < 4
+
+    def _half_noise(self) -> Array:
+        # Signs are exact in half precision; a Gaussian keeps 8 bits or more of each element.
+        return self.noise().astype(self.base.dtype)
+
+
+def materialized(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function of plain arrays take a tree with leaf types: the way in for models that do not use `zojax.ops`.
+
+    Args:
+      function: function whose first argument is a tree of arrays.
+
+    Returns:
+      The function of a tree of arrays and leaf types; leaf types are materialised.
+
+    Example:
+      >>> loss = materialized(lambda p: jnp.sum(p["w"] ** 2))
+      >>> tree = PerturbSpec().perturb({"w": jnp.zeros((3,))}, jax.random.key(0), jnp.float32(2))
+      >>> float(loss(tree))
+      12.0
+    """
+
+    @functools.wraps(function)
+    def call(params, *args, **kwargs):
+        is_leaf = lambda node: hasattr(node, "materialize")  # noqa: E731
+        return function(jax.tree.map(ops.value_as_stored, params, is_leaf=is_leaf), *args, **kwargs)
+
+    return call
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerturbSpec:
+    """Which direction each leaf takes.
+
+    Attributes:
+      direction: the direction of leaves without a rule.
+      rules: exceptions, (regular expression searched in the leaf path, direction); the first match counts.
+      stacked: regular expressions of leaves whose first axis the model scans over; models export theirs.
+      masks: for `Sparse` directions by mask: a function from the weights to a tree of booleans (True: moved), called
+        once when an estimator's state is made; None: by magnitude.
+
+    Example:
+      >>> from zojax.directions import Gaussian, LowRank
+      >>> spec = PerturbSpec(direction=LowRank(rank=2), rules=(("bias$", Gaussian()),))
+      >>> spec.directions({"w": jnp.ones((4, 4)), "bias": jnp.ones((4,))})["bias"]
+      Gaussian()
+    """
+
+    direction: Direction = Rademacher()
+    rules: tuple[tuple[str, Direction], ...] = ()
+    stacked: tuple[str, ...] = ()
+    masks: Callable[[Params], Params] | None = None
+
+    def __post_init__(self):
+        for pattern, direction in self.rules:
+            if isinstance(direction, Sphere):
+                raise ValueError(f"rules: {pattern!r} asks for Sphere, which is a direction of the whole tree")
+
+    def directions(self, params: Params) -> Params:
+        """The direction of every leaf, in the structure of params.
+
+        Raises:
+          ValueError: if a pattern matches no leaf, or a leaf is not of a float dtype.
+        """
+        flat, treedef = _flatten(params)
+        paths = [path for path, _ in flat]
+        for pattern in (*(pattern for pattern, _ in self.rules), *self.stacked):
+            if not any(re.search(pattern, path) for path in paths):
+                raise ValueError(f"perturb: the pattern {pattern!r} matches no leaf; the leaves are {', '.join(paths)}")
+        crcs: dict[int, str] = {}
+        for path in paths:
+            if crcs.setdefault(zlib.crc32(path.encode()), path) != path:
+                raise ValueError(f"perturb: the leaves {path!r} and {crcs[zlib.crc32(path.encode())]!r} share a crc32")
+        return treedef.unflatten([self._direction(path, leaf) for path, leaf in flat])
+
+    def _direction(self, path: str, leaf: Any) -> Direction:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"perturb: the leaf {path!r} is of dtype {leaf.dtype}; freeze it or give it a float dtype")
+        chosen = next((d for pattern, d in self.rules if re.search(pattern, path)), self.direction)
+        return chosen.for_leaf(len(leaf.shape) - self._is_stacked(path))
+
+    def _is_stacked(self, path: str) -> bool:
+        return any(re.search(pattern, path) for pattern in self.stacked)
+
+    def prepare(self, params: Params) -> Params:
+        """What sparse directions keep: a threshold or a packed mask for each leaf, None for other leaves."""
+        directions = self.directions(params)
+        if self.masks is not None:
+            keep = lambda d, w, m: pack_mask(m) if isinstance(d, Sparse) and w.ndim else None  # noqa: E731
+            return jax.tree.map(keep, directions, params, self.masks(params))
+
+        def threshold(path: str, direction: Direction, w: Any) -> Array | None:
+            if not isinstance(direction, Sparse):
+                return None
+            magnitude = jnp.abs(ops.value(w))
+            if self._is_stacked(path):
+                return jnp.quantile(magnitude.reshape(w.shape[0], -1), direction.fraction, axis=1)
+            return jnp.quantile(magnitude, direction.fraction)
+
+        flat, treedef = _flatten(params)
+        kinds = treedef.flatten_up_to(directions)
+        return treedef.unflatten([threshold(path, d, w) for (path, w), d in zip(flat, kinds, strict=True)])
+
+    def perturb(
+        self, params: Params, key: Key[Array, ""], scale: Float[Array, ""], masks: Params | None = None
+    ) -> Params:
+        """The tree of `Perturbed` leaves "weight + scale * z(key)".
+
+        Args:
+          params: tree of float arrays or leaf types; None leaves stay None.
+          key: the probe's key; each leaf folds in the crc32 of its path.
+          scale: float32 scalar.
+          masks: what `prepare` returned; None where no direction is sparse.
+
+        Returns:
+          Tree of the structure of params.
+
+        Raises:
+          ValueError: as `directions`.
+        """
+        return self._map(functools.partial(self._leaf, key=key, scale=scale), params, masks)
+
+    def noise(self, params: Params, key: Key[Array, ""], masks: Params | None = None) -> Params:
+        """The tree of z itself, in float32, as lazy as XLA makes it.
+
+        Args:
+          params: tree of float arrays or leaf types, for shapes, paths and sparse masks.
+          key: the probe's key.
+          masks: what `prepare` returned.
+
+        Returns:
+          Tree of float32 arrays.
+
+        Raises:
+          ValueError: as `directions`.
+        """
+
+        def leaf(path, w, direction, mask):
+            return _masked(direction.sample(_leaf_key(key, path), tuple(w.shape)), mask, w)
+
+        return self._map(leaf, params, masks)
+
+    def norm_factor(self, params: Params, key: Key[Array, ""]) -> Float[Array, ""]:
+        """sqrt(d) / |n| for the sphere, 1 for every other direction."""
+        if not self.direction.unit_norm:
+            return jnp.float32(1)
+        squares = [jnp.sum(jnp.square(z)) for z in jax.tree.leaves(self.noise(params, key))]
+        size = sum(leaf.size for _, leaf in _flatten(params)[0])
+        return jnp.sqrt(jnp.float32(size)) / jnp.sqrt(sum(squares))
+
+    def _map(self, make: Callable[..., Any], params: Params, masks: Params | None) -> Params:
+        flat, treedef = _flatten(params)
+        directions = treedef.flatten_up_to(self.directions(params))
+        kept = [None] * len(flat) if masks is None else treedef.flatten_up_to(masks)
+        leaves = [make(path, w, d, m) for (path, w), d, m in zip(flat, directions, kept, strict=True)]
+        return treedef.unflatten(leaves)
+
+    def _leaf(self, path: str, w: Any, direction: Direction, mask: Array | None, *, key, scale) -> Perturbed:
+        key, scale = _leaf_key(key, path), jnp.asarray(scale, jnp.float32)
+        start = None
+        if self._is_stacked(path):
+            length = w.shape[0]
+            start = jnp.zeros((length, len(w.shape)), jnp.uint32).at[:, 0].set(jnp.arange(length, dtype=jnp.uint32))
+            key, scale = jnp.broadcast_to(key, (length,)), jnp.broadcast_to(scale, (length,))
+        return Perturbed(
+            base=w, key=key, scale=scale, start=start, mask=mask, direction=direction, full_shape=tuple(w.shape)
+        )
+
+
+def _leaf_key(key: Key[Array, ""], path: str) -> Key[Array, ""]:
+    return jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
+
+
+def _flatten(params: Params) -> tuple[list[tuple[str, Any]], Any]:
+    is_leaf = lambda node: hasattr(node, "materialize")  # noqa: E731
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
+    return [(path_string(path), leaf) for path, leaf in flat], treedef

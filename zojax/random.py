@@ -1,0 +1,391 @@
+"""Addressed noise: any element of a random array from its key and its index.
+
+The generator is threefry-2x32 in counter mode, written as plain uint32 arithmetic. Element i (row-major) of an array
+is the exclusive or of the two words of threefry(key, (i >> 32, i & 0xffffffff)), which makes `bits`, `uniform`,
+`normal` and `rademacher` equal to their namesakes in `jax.random` for the same key and the full shape. Because an
+element depends on nothing but (key, index), any tile can be made anywhere: fused into the operation that consumes it,
+inside a kernel, on another host, later.
+
+`signs` is this library's own format: one 32-bit word serves 32 rows, so a random sign costs 1/32 of a draw.
+
+Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Integer, Key, UInt32
+
+__all__ = [
+    "bits",
+    "bits_at",
+    "normal",
+    "normal_at",
+    "rademacher",
+    "signs",
+    "signs_at",
+    "stored",
+    "threefry2x32",
+    "uniform",
+]
+
+FORMAT = 1
+"""Version of the noise format: how keys are derived and elements are addressed. A log of a run names it."""
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry2x32(k0, k1, x0, x1):
+    """The threefry-2x32 block function with 20 rounds, unrolled.
+
+    Args:
+      k0: first word of the key, uint32.
+      k1: second word of the key, uint32.
+      x0: high word of the counter, uint32.
+      x1: low word of the counter, uint32.
+
+    Returns:
+      Two uint32 arrays of the operands' common shape.
+
+    Example:
+      >>> zero = jnp.uint32(0)
+      >>> [hex(int(w)) for w in threefry2x32(zero, zero, zero, zero)]
+      ['0x6b200159', '0x99ba4efe']
+    """
+    keys = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
+    x0, x1 = x0 + keys[0], x1 + keys[1]
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = ((x1 << np.uint32(rotation)) | (x1 >> np.uint32(32 - rotation))) ^ x0
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return x0, x1
+
+
+def _key_words(key: Key[Array, ""]) -> tuple[Array, Array]:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key: a typed key is needed (jax.random.key(seed)), not an array of {key.dtype}")
+    words = jax.random.key_data(key)
+    if words.shape != (2,):
+        raise ValueError(f"key: one threefry2x32 key is needed, not {key.dtype} of shape {key.shape}")
+    return words[0], words[1]
+
+
+def _multiply_wide(a: UInt32[Array, "..."], b: int) -> tuple[Array, Array]:
+    """(high, low) words of a * b for a static b < 2^64 and a product < 2^64."""
+    b_high, b_low = np.uint32(b >> 32), np.uint32(b & 0xFFFFFFFF)
+    a1, a0 = a >> np.uint32(16), a & np.uint32(0xFFFF)
+    b1, b0 = np.uint32(int(b_low) >> 16), np.uint32(int(b_low) & 0xFFFF)
+    mid = a1 * b0 + ((a0 * b0) >> np.uint32(16))  # cannot overflow: (2^16-1)^2 + 2^16-1 < 2^32
+    high = a1 * b1 + (mid >> np.uint32(16)) + ((a0 * b1 + (mid & np.uint32(0xFFFF))) >> np.uint32(16))
+    return high + a * b_high, a * b_low
+
+
+def _counter(coordinates: Sequence[Array], shape: Sequence[int]) -> tuple[Array, Array]:
+    """The 64-bit row-major index of elements, as (high, low) uint32 words."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    low = jnp.uint32(0)
+    if math.prod(shape) <= 2**32:
+        for index, stride in zip(coordinates, strides, strict=True):
+            low = low + index * np.uint32(stride)
+        return jnp.uint32(0), low
+    high = jnp.uint32(0)
+    for index, stride in zip(coordinates, strides, strict=True):
+        term_high, term_low = _multiply_wide(index, stride)
+        low = low + term_low
+        high = high + term_high + (low < term_low).astype(jnp.uint32)
+    return high, low
+
+
+def _coordinates(shape: Sequence[int], start, size: Sequence[int] | None) -> list[Array]:
+    size = tuple(shape) if size is None else tuple(size)
+    if len(size) != len(shape) or any(n > full for n, full in zip(size, shape, strict=True)):
+        raise ValueError(f"size: a tile of shape {size} does not fit into an array of shape {tuple(shape)}")
+    indices = [lax.broadcasted_iota(jnp.uint32, size, axis) for axis in range(len(size))]
+    if start is None:
+        return indices
+    if len(start) != len(shape):
+        raise ValueError(f"start: {len(start)} coordinates for an array of shape {tuple(shape)}")
+    return [index + jnp.asarray(start[axis]).astype(jnp.uint32) for axis, index in enumerate(indices)]
+
+
+def bits_at(
+    key: Key[Array, ""], shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+) -> UInt32[Array, "..."]:
+    """Elements of `bits(key, shape)` at given coordinates.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape of the array that is addressed.
+      coordinates: one unsigned integer array an axis, broadcastable to each other.
+
+    Returns:
+      uint32 array of the coordinates' common shape.
+
+    Raises:
+      ValueError: if the key is not a single typed threefry key.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> rows = jnp.array([[3], [1]], jnp.uint32)
+      >>> bool((bits_at(key, (4, 5), (rows, jnp.arange(5, dtype=jnp.uint32))) == bits(key, (4, 5))[rows[:, 0]]).all())
+      True
+    """
+    high, low = _counter([jnp.asarray(c).astype(jnp.uint32) for c in coordinates], shape)
+    w0, w1 = threefry2x32(*_key_words(key), high, low)
+    return w0 ^ w1
+
+
+def bits(
+    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+) -> UInt32[Array, "..."]:
+    """Uniform random 32-bit words: `jax.random.bits(key, shape)`, or a tile of it.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape.
+      start: first coordinate of the tile in each axis (traced or not); None: the origin.
+      size: shape of the tile; None: the full shape.
+
+    Returns:
+      uint32 array of shape `size`.
+
+    Raises:
+      ValueError: if the tile does not fit or the key is not a single typed threefry key.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> bool((bits(key, (8, 8), start=(2, 4), size=(3, 4)) == jax.random.bits(key, (8, 8))[2:5, 4:8]).all())
+      True
+    """
+    return bits_at(key, shape, _coordinates(shape, start, size))
+
+
+def _uniform(words: UInt32[Array, "*s"], minval, maxval) -> Float[Array, "*s"]:
+    # The same operations in the same order as jax.random.uniform: 23 bits as the mantissa of [1, 2).
+    floats = lax.bitcast_convert_type((words >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - np.float32(1)
+    minval, maxval = np.float32(minval), np.float32(maxval)
+    return lax.max(minval, floats * (maxval - minval) + minval)
+
+
+def uniform(
+    key: Key[Array, ""],
+    shape: Sequence[int],
+    *,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    start=None,
+    size: Sequence[int] | None = None,
+) -> Float[Array, "..."]:
+    """Uniform float32 in [minval, maxval): `jax.random.uniform(key, shape)`, or a tile of it.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape.
+      minval: lower bound, included.
+      maxval: upper bound, excluded.
+      start: first coordinate of the tile in each axis; None: the origin.
+      size: shape of the tile; None: the full shape.
+
+    Returns:
+      float32 array of shape `size`.
+
+    Raises:
+      ValueError: as `bits`.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> bool((uniform(key, (4,)) == jax.random.uniform(key, (4,))).all())
+      True
+    """
+    return _uniform(bits(key, shape, start=start, size=size), minval, maxval)
+
+
+def _normal(words: UInt32[Array, "*s"]) -> Float[Array, "*s"]:
+    u = _uniform(words, np.nextafter(np.float32(-1), np.float32(0)), 1.0)
+    return np.float32(np.sqrt(2)) * lax.erf_inv(u)
+
+
+def normal(
+    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+) -> Float[Array, "..."]:
+    """Standard normal float32: `jax.random.normal(key, shape)`, or a tile of it.
+
+    Equal to it bit for bit within a backend, and to a few units in the last place across backends.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape.
+      start: first coordinate of the tile in each axis; None: the origin.
+      size: shape of the tile; None: the full shape.
+
+    Returns:
+      float32 array of shape `size`.
+
+    Raises:
+      ValueError: as `bits`.
+
+    Example:
+      >>> normal(jax.random.key(0), (1000, 1000), start=(999, 0), size=(1, 3)).shape
+      (1, 3)
+    """
+    return _normal(bits(key, shape, start=start, size=size))
+
+
+def normal_at(
+    key: Key[Array, ""], shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+) -> Float[Array, "..."]:
+    """Elements of `normal(key, shape)` at given coordinates.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape.
+      coordinates: one unsigned integer array an axis, broadcastable to each other.
+
+    Returns:
+      float32 array of the coordinates' common shape.
+
+    Raises:
+      ValueError: as `bits_at`.
+
+    Example:
+      >>> normal_at(jax.random.key(0), (10, 4), (jnp.uint32(7), jnp.arange(4, dtype=jnp.uint32))).shape
+      (4,)
+    """
+    return _normal(bits_at(key, shape, coordinates))
+
+
+def rademacher(
+    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+) -> Float[Array, "..."]:
+    """Random signs as float32: `jax.random.rademacher(key, shape)`, or a tile of it.
+
+    `signs` draws from another format at 1/32 of the cost.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape.
+      start: first coordinate of the tile in each axis; None: the origin.
+      size: shape of the tile; None: the full shape.
+
+    Returns:
+      float32 array of +1 and -1.
+
+    Raises:
+      ValueError: as `bits`.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> bool((rademacher(key, (9,)) == jax.random.rademacher(key, (9,))).all())
+      True
+    """
+    # uniform(key) < 1/2, which jax.random tests, holds exactly where the top bit is 0.
+    return _sign(bits(key, shape, start=start, size=size) & np.uint32(0x80000000))
+
+
+def _sign(top_bit: UInt32[Array, "*s"]) -> Float[Array, "*s"]:
+    """+1 where the top bit is clear and -1 where it is set (all other bits must be 0)."""
+    return lax.bitcast_convert_type(top_bit | np.uint32(0x3F800000), jnp.float32)
+
+
+def _sign_view(shape: Sequence[int]) -> tuple[int, ...]:
+    """The array as [.., R, C]."""
+    return (1,) * (2 - len(shape)) + tuple(shape)
+
+
+def _word_shape(view: tuple[int, ...]) -> tuple[int, ...]:
+    return (*view[:-2], -(-view[-2] // 32), view[-1])
+
+
+def signs_at(
+    key: Key[Array, ""], shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+) -> Float[Array, "..."]:
+    """Elements of `signs(key, shape)` at given coordinates, one draw an element.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape.
+      coordinates: one unsigned integer array an axis, broadcastable to each other.
+
+    Returns:
+      float32 array of +1 and -1 of the coordinates' common shape.
+
+    Raises:
+      ValueError: as `bits_at`.
+
+    Example:
+      >>> signs_at(jax.random.key(0), (10, 4), (jnp.uint32(7), jnp.arange(4, dtype=jnp.uint32))).shape
+      (4,)
+    """
+    view = _sign_view(shape)
+    *lead, row, column = [jnp.uint32(0)] * (2 - len(shape)) + [jnp.asarray(c).astype(jnp.uint32) for c in coordinates]
+    words = bits_at(key, _word_shape(view), (*lead, row >> np.uint32(5), column))
+    return _sign((words >> (row & np.uint32(31))) << np.uint32(31))
+
+
+def stored(key: Key[Array, ""], make: Callable[[], Array]) -> Array:
+    """The array `make()`, kept in memory apart from its consumers.
+
+    XLA would fuse a draw into what consumes it and so repeat it for every use of an element: 32 times for a word of
+    signs, m times for a factor of a low-rank direction. A fusion does not cross a conditional (an optimization_barrier
+    is gone before XLA:CPU fuses); the condition always holds, which the compiler does not see. For signs, on CPU: 0.1
+    instead of 1.0 ns an element on top of the addition that consumes them.
+
+    Args:
+      key: the key of the draw.
+      make: the draw.
+
+    Returns:
+      make().
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> stored(key, lambda: bits(key, (3,))).shape
+      (3,)
+    """
+    always = (_key_words(key)[0] | np.uint32(1)) != np.uint32(0)
+    like = jax.eval_shape(make)
+    return lax.cond(always, make, lambda: jnp.zeros(like.shape, like.dtype))
+
+
+def signs(
+    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+) -> Float[Array, "..."]:
+    """Random signs, 32 from one word: bit r % 32 of word (r // 32, c), for an array seen as [.., R, C].
+
+    The words are `bits(key, [.., ceil(R / 32), C])`; a set bit is -1. A format of this library.
+
+    Args:
+      key: typed threefry key.
+      shape: full shape; fewer than two axes are seen as one row.
+      start: first coordinate of the tile in each axis; None: the origin.
+      size: shape of the tile; None: the full shape. A tile that covers whole rows and columns costs one draw for 32
+        elements, another costs one draw an element.
+
+    Returns:
+      float32 array of +1 and -1 of shape `size`.
+
+    Raises:
+      ValueError: as `bits`.
+
+    Example:
+      >>> z = signs(jax.random.key(0), (64, 8))
+      >>> bool((z[33:40] == signs(jax.random.key(0), (64, 8), start=(33, 0), size=(7, 8))).all())
+      True
+    """
+    size = tuple(shape) if size is None else tuple(size)
+    view = _sign_view(shape)
+    if size[-2:] != tuple(shape)[-2:] or view[-2] == 1:
+        return signs_at(key, shape, _coordinates(shape, start, size))
+    word_shape = _word_shape(view)
+    word_size = (*size[:-2], *word_shape[-2:])
+    words = stored(key, lambda: bits(key, word_shape, start=start, size=word_size))
+    shifts = jnp.arange(32, dtype=jnp.uint32)[:, None]
+    spread = (words[..., :, None, :] << (np.uint32(31) - shifts)) & np.uint32(0x80000000)
+    spread = spread.reshape(*word_size[:-2], word_size[-2] * 32, word_size[-1])
+    return _sign(spread[..., : view[-2], :])
