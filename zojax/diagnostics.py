@@ -120,7 +120,7 @@ def choose_eps(
 
     def quotients(index):
         direction_key = jax.random.fold_in(key, index)
-        factor = spec.norm_factor(params, direction_key)
+        factor = spec.norm_factor(params, direction_key, masks)
         sides = jnp.array([1.0, -1.0 if two_sided else 0.0], jnp.float32)
 
         def side(point):
@@ -203,7 +203,7 @@ def learning_rate_probe(
 
     def changes(index):
         probe_key = jax.random.fold_in(key, index)
-        factor = spec.norm_factor(params, probe_key)
+        factor = spec.norm_factor(params, probe_key, masks)
         sides = lax.map(
             lambda sign: value_fn(spec.perturb(params, probe_key, sign * eps * factor, masks)), jnp.array([1.0, -1.0])
         )

@@ -25,7 +25,7 @@ Start = Any
 
 
 def _start_at(start: Start, axis: int) -> Array:
-    return jnp.uint32(0) if start is None else jnp.asarray(start[axis]).astype(jnp.uint32)
+    return jnp.uint32(0) if start is None else jnp.asarray(start[axis], jnp.uint32)
 
 
 class Direction(abc.ABC):
@@ -45,9 +45,15 @@ class Direction(abc.ABC):
 
     @abc.abstractmethod
     def rows(
-        self, key: Key[Array, ""], shape: Sequence[int], ids: Integer[Array, "*batch"], *, start: Start = None
+        self,
+        key: Key[Array, ""],
+        shape: Sequence[int],
+        ids: Integer[Array, "*batch"],
+        *,
+        start: Start = None,
+        size: Sequence[int] | None = None,
     ) -> Float[Array, "*batch d"]:
-        """Rows `ids` of the two-axis tile at `start` that ends z's last two axes."""
+        """Rows `ids` of the two-axis tile at `start` of shape `size` in z's last two axes."""
 
     def dot(
         self,
@@ -78,9 +84,9 @@ def _refuse_sphere(field: str, direction: Direction) -> None:
         raise ValueError(f"{field}: Sphere is a direction of the whole tree; use Gaussian here")
 
 
-def _row_coordinates(shape: Sequence[int], ids: Array, start: Start) -> tuple[Array, ...]:
+def _row_coordinates(shape: Sequence[int], ids: Array, start: Start, size: Sequence[int] | None) -> tuple[Array, ...]:
     lead = [_start_at(start, axis) for axis in range(len(shape) - 2)]
-    column = _start_at(start, -1) + jnp.arange(shape[-1], dtype=jnp.uint32)
+    column = _start_at(start, -1) + jnp.arange((size or shape)[-1], dtype=jnp.uint32)
     return (*lead, ids.astype(jnp.uint32)[..., None] + _start_at(start, -2), column)
 
 
@@ -96,8 +102,8 @@ class Gaussian(Direction):
     def sample(self, key, shape, *, start=None, size=None):
         return random.normal(key, shape, start=start, size=size)
 
-    def rows(self, key, shape, ids, *, start=None):
-        return random.normal_at(key, shape, _row_coordinates(shape, ids, start))
+    def rows(self, key, shape, ids, *, start=None, size=None):
+        return random.normal_at(key, shape, _row_coordinates(shape, ids, start, size))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,8 +121,8 @@ class Rademacher(Direction):
     def sample(self, key, shape, *, start=None, size=None):
         return random.signs(key, shape, start=start, size=size)
 
-    def rows(self, key, shape, ids, *, start=None):
-        return random.signs_at(key, shape, _row_coordinates(shape, ids, start))
+    def rows(self, key, shape, ids, *, start=None, size=None):
+        return random.signs_at(key, shape, _row_coordinates(shape, ids, start, size))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,8 +194,8 @@ class LowRank(Direction):
         A, B = self.factors(key, shape, start=start, size=size)
         return self._product(A, B[..., None, :, :])
 
-    def rows(self, key, shape, ids, *, start=None):
-        size = (1,) * (len(shape) - 2) + tuple(shape[-2:])
+    def rows(self, key, shape, ids, *, start=None, size=None):
+        size = (1,) * (len(shape) - 2) + tuple((size or shape)[-2:])
         A, B = self.factors(key, shape, start=start, size=size)
         A, B = A.reshape(A.shape[-2:]), B.reshape(B.shape[-2:])
         return self._product(jnp.take(A, ids, axis=0), B)
@@ -241,5 +247,5 @@ class Sparse(Direction):
     def sample(self, key, shape, *, start=None, size=None):
         return self.inner.sample(key, shape, start=start, size=size)
 
-    def rows(self, key, shape, ids, *, start=None):
-        return self.inner.rows(key, shape, ids, start=start)
+    def rows(self, key, shape, ids, *, start=None, size=None):
+        return self.inner.rows(key, shape, ids, start=start, size=size)

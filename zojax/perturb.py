@@ -22,57 +22,12 @@ from jaxtyping import Array, Float, Integer, Key
 
 from zojax import ops
 from zojax.directions import Direction, Rademacher, Sparse, Sphere
+from zojax.masks import apply_mask, keep_mask
 from zojax.trees import path_string
 
-__all__ = ["PerturbSpec", "Perturbed", "materialized", "pack_mask", "unpack_mask"]
+__all__ = ["PerturbSpec", "Perturbed", "materialized"]
 
 Params = Any
-
-
-def pack_mask(mask: Array) -> Array:
-    """Packs booleans along the last axis, 32 to a word: bit c % 32 of word (.., c // 32).
-
-    Args:
-      mask: bool [..., C].
-
-    Returns:
-      uint32 [..., ceil(C / 32)].
-
-    Example:
-      >>> pack_mask(jnp.array([True, False, True])).tolist()
-      [5]
-    """
-    mask = jnp.asarray(mask, jnp.uint32)
-    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 32)])
-    mask = mask.reshape(*mask.shape[:-1], -1, 32)
-    return jnp.sum(mask << jnp.arange(32, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
-
-
-def unpack_mask(words: Array, columns: int) -> Array:
-    """The booleans that `pack_mask` packed.
-
-    Args:
-      words: uint32 [..., ceil(columns / 32)].
-      columns: C.
-
-    Returns:
-      bool [..., columns].
-
-    Example:
-      >>> unpack_mask(jnp.array([5], jnp.uint32), 3).tolist()
-      [True, False, True]
-    """
-    spread = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & np.uint32(1)
-    return spread.reshape(*words.shape[:-1], -1)[..., :columns].astype(bool)
-
-
-def _masked(z: Array, mask: Array | None, weights: Any) -> Array:
-    if mask is None:
-        return z
-    if mask.dtype == jnp.uint32:
-        return jnp.where(unpack_mask(mask, z.shape[-1]), z, 0.0)
-    threshold = mask.reshape(mask.shape + (1,) * (z.ndim - mask.ndim))
-    return jnp.where(jnp.abs(ops.value(weights)) <= threshold, z, 0.0)
 
 
 @jax.tree_util.register_dataclass
@@ -136,7 +91,7 @@ class Perturbed:
         if self._is_stacked:
             return jax.vmap(Perturbed.noise)(self)
         z = self.direction.sample(self.key, self.full_shape, start=self.start, size=self._size).reshape(self.shape)
-        return _masked(z, self.mask, self.base)
+        return apply_mask(z, self.mask, self.base)
 
     def materialize(self) -> Float[Array, "..."]:
         """base + scale z in float32."""
@@ -173,11 +128,11 @@ class Perturbed:
     def embed(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d"]:
         """Rows of base + scale z; noise is made for these rows alone."""
         rows = ops.embed(self.base, ids)
-        z = self.direction.rows(self.key, self.full_shape, ids, start=self.start)
+        z = self.direction.rows(self.key, self.full_shape, ids, start=self.start, size=self._size)
         mask = self.mask
         if mask is not None and mask.dtype == jnp.uint32:
             mask = jnp.take(mask, ids, axis=0)
-        return rows + self.scale * _masked(z, mask, rows)
+        return rows + self.scale * apply_mask(z, mask, rows)
 
     @property
     def _splits(self) -> bool:
@@ -253,8 +208,10 @@ class PerturbSpec:
                 raise ValueError(f"perturb: the pattern {pattern!r} matches no leaf; the leaves are {', '.join(paths)}")
         crcs: dict[int, str] = {}
         for path in paths:
-            if crcs.setdefault(zlib.crc32(path.encode()), path) != path:
-                raise ValueError(f"perturb: the leaves {path!r} and {crcs[zlib.crc32(path.encode())]!r} share a crc32")
+            crc = zlib.crc32(path.encode())
+            if crc in crcs:  # also where "/" in a key gives two leaves one path
+                raise ValueError(f"perturb: the leaves {path!r} and {crcs[crc]!r} share a crc32, and so their noise")
+            crcs[crc] = path
         return treedef.unflatten([self._direction(path, leaf) for path, leaf in flat])
 
     def _direction(self, path: str, leaf: Any) -> Direction:
@@ -270,8 +227,10 @@ class PerturbSpec:
         """What sparse directions keep: a threshold or a packed mask for each leaf, None for other leaves."""
         directions = self.directions(params)
         if self.masks is not None:
-            keep = lambda d, w, m: pack_mask(m) if isinstance(d, Sparse) and w.ndim else None  # noqa: E731
-            return jax.tree.map(keep, directions, params, self.masks(params))
+            chosen = self.masks(params)
+            return jax.tree.map(
+                lambda d, w, mask: keep_mask(w, mask) if isinstance(d, Sparse) else None, directions, params, chosen
+            )
 
         def threshold(path: str, direction: Direction, w: Any) -> Array | None:
             if not isinstance(direction, Sparse):
@@ -320,21 +279,23 @@ class PerturbSpec:
         """
 
         def leaf(path, w, direction, mask):
-            return _masked(direction.sample(_leaf_key(key, path), tuple(w.shape)), mask, w)
+            return apply_mask(direction.sample(_leaf_key(key, path), tuple(w.shape)), mask, w)
 
         return self._map(leaf, params, masks)
 
-    def norm_factor(self, params: Params, key: Key[Array, ""]) -> Float[Array, ""]:
+    def norm_factor(self, params: Params, key: Key[Array, ""], masks: Params | None = None) -> Float[Array, ""]:
         """sqrt(d) / |n| for the sphere, 1 for every other direction."""
         if not self.direction.unit_norm:
             return jnp.float32(1)
-        squares = [jnp.sum(jnp.square(z)) for z in jax.tree.leaves(self.noise(params, key))]
+        squares = [jnp.sum(jnp.square(z)) for z in jax.tree.leaves(self.noise(params, key, masks))]
         size = sum(leaf.size for _, leaf in _flatten(params)[0])
         return jnp.sqrt(jnp.float32(size)) / jnp.sqrt(sum(squares))
 
     def _map(self, make: Callable[..., Any], params: Params, masks: Params | None) -> Params:
         flat, treedef = _flatten(params)
         directions = treedef.flatten_up_to(self.directions(params))
+        if masks is None and any(isinstance(direction, Sparse) for direction in directions):
+            raise ValueError("masks: a sparse direction needs what PerturbSpec.prepare returned")
         kept = [None] * len(flat) if masks is None else treedef.flatten_up_to(masks)
         leaves = [make(path, w, d, m) for (path, w), d, m in zip(flat, directions, kept, strict=True)]
         return treedef.unflatten(leaves)

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from zojax import random
-from zojax.trees import path_string
+from zojax.trees import leaf_paths, path_string
 
 __all__ = ["CompensatedState", "StochasticRoundingState", "cast", "compensated", "round_to", "stochastic_rounding"]
 
@@ -36,11 +36,19 @@ def cast(params: Params, dtype: Any, *, stacked: tuple[str, ...] = ()) -> Params
     Returns:
       Tree of the same structure.
 
+    Raises:
+      ValueError: if a pattern matches no leaf.
+
     Example:
       >>> tree = cast({"w": jnp.ones((2, 2)), "b": jnp.ones((2,))}, jnp.bfloat16)
       >>> tree["w"].dtype, tree["b"].dtype
       (dtype(bfloat16), dtype('float32'))
     """
+
+    paths = jax.tree.leaves(leaf_paths(params))
+    for pattern in stacked:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(f"stacked: the pattern {pattern!r} matches no leaf; the leaves are {', '.join(paths)}")
 
     def leaf(path, x):
         scanned = any(re.search(pattern, path_string(path)) for pattern in stacked)

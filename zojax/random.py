@@ -92,7 +92,7 @@ def _counter(coordinates: Sequence[Array], shape: Sequence[int]) -> tuple[Array,
     low = jnp.uint32(0)
     if math.prod(shape) <= 2**32:
         for index, stride in zip(coordinates, strides, strict=True):
-            low = low + index * np.uint32(stride)
+            low = low + index * np.uint32(stride % 2**32)  # 2^32 only before an axis of length 1
         return jnp.uint32(0), low
     high = jnp.uint32(0)
     for index, stride in zip(coordinates, strides, strict=True):
@@ -111,7 +111,9 @@ def _coordinates(shape: Sequence[int], start, size: Sequence[int] | None) -> lis
         return indices
     if len(start) != len(shape):
         raise ValueError(f"start: {len(start)} coordinates for an array of shape {tuple(shape)}")
-    return [index + jnp.asarray(start[axis]).astype(jnp.uint32) for axis, index in enumerate(indices)]
+    if any(isinstance(at, int) and not 0 <= at <= full - n for at, n, full in zip(start, size, shape, strict=True)):
+        raise ValueError(f"start: a tile of shape {size} at {tuple(start)} does not fit into {tuple(shape)}")
+    return [index + jnp.asarray(start[axis], jnp.uint32) for axis, index in enumerate(indices)]
 
 
 def bits_at(

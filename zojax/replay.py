@@ -33,6 +33,7 @@ __all__ = [
     "platform",
     "read",
     "replay",
+    "require_same",
     "unflatten",
 ]
 
@@ -166,7 +167,7 @@ class LogWriter:
         self.path = os.fspath(path)
         if os.path.exists(self.path):
             log = read(self.path)
-            _same(log.header, header, self.path)
+            require_same(log.header, header, self.path)
             self._last = log.steps[-1] if log.steps else 0
             os.truncate(self.path, os.path.getsize(self.path) - log.torn_bytes)
         else:
@@ -201,7 +202,24 @@ class LogWriter:
         self._file.close()
 
 
-def _same(old: Header, new: Header, where: str) -> None:
+def require_same(old: Header, new: Header, where: str) -> None:
+    """Says where two headers differ; what `platform` says may differ.
+
+    Args:
+      old: header of the log.
+      new: header that the log should have.
+      where: the log's name, for the message.
+
+    Raises:
+      ValueError: naming the first field that differs.
+
+    Example:
+      >>> header = make_header(jax.random.key(3), {}, {"value": np.float32(0)}, estimator="", noise_format=1)
+      >>> require_same(header, header._replace(jaxlib="0.0"), "scalars.log")
+      >>> require_same(header, header._replace(key=(0, 4)), "scalars.log")
+      Traceback (most recent call last):
+      ValueError: scalars.log: the log of another run: key is (0, 3) in the log and (0, 4) here
+    """
     for name in Header._fields:
         a, b = getattr(old, name), getattr(new, name)
         if a != b and name not in ("backend", "jax", "jaxlib", "device"):
@@ -285,7 +303,7 @@ def merge(logs: Sequence[Log]) -> Log:
         raise ValueError(f"merge: the logs of workers {found} are given; needed are 0 to {workers - 1}, once each")
     first = ordered[0]
     for log in ordered[1:]:
-        _same(first.header, log.header._replace(worker=0), f"merge: worker {log.header.worker}")
+        require_same(first.header, log.header._replace(worker=0), f"merge: worker {log.header.worker}")
         if log.steps != first.steps:
             odd = sorted(set(log.steps) ^ set(first.steps))
             raise ValueError(f"merge: workers 0 and {log.header.worker} differ in the steps {odd[:5]}")

@@ -1,13 +1,14 @@
 """A run that takes a second: two classes in the plane, a tiny network, batches from a counter.
 
 As a program it trains in a folder until the end, or until it kills itself:
-    python -m tests.train.toy WORKDIR METHOD DTYPE STEPS [SECONDS TO LIVE]
+    python -m tests.train.toy WORKDIR METHOD DTYPE STEPS [BATCH SECONDS]    (killed SECONDS after BATCH is read)
 """
 
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,13 +60,16 @@ def make_batch(place: int, rows: int = 16) -> dict[str, np.ndarray]:
 
 
 class Batches:
-    """Batch n is made from the number n; the place is n."""
+    """Batch n is made from the number n; the place is n. Once, at batch `at` or later, `action` is called."""
 
-    def __init__(self, poison: int = 0):
-        self.place, self.poison = 0, poison
+    def __init__(self, *, poison: int = 0, at: int = 0, action: Callable[[], None] | None = None):
+        self.place, self.poison, self.at, self.action = 0, poison, at, action
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.place += 1
+        if self.place >= self.at and self.action is not None:
+            action, self.action = self.action, None
+            action()
         batch = make_batch(self.place)
         if self.place == self.poison:
             batch["x"][3, 0] = np.nan
@@ -112,13 +116,13 @@ def run(workdir: Any, name: str, dtype: str = "float32", steps: int = 30, **opti
     return train.fit(task, method, params, frozen, batches, key=KEY, workdir=workdir, steps=steps, **settings | options)
 
 
-def main(workdir: str, name: str, dtype: str, steps: str, seconds: str = "") -> None:
-    if seconds:
-        # From here on the process may die anywhere: inside XLA, between two writes, within a checkpoint.
-        death = threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL))
-        death.daemon = True
-        death.start()
-    result = run(workdir, name, dtype, int(steps))
+def main(workdir: str, name: str, dtype: str, steps: str, at: str = "0", seconds: str = "0") -> None:
+    # The process dies wherever it is then: inside XLA, between two writes, within a checkpoint.
+    death = threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL))
+    death.daemon = True
+    result = run(workdir, name, dtype, int(steps), batches=Batches(at=int(at), action=death.start if int(at) else None))
+    if int(at):  # the end came first
+        os.kill(os.getpid(), signal.SIGKILL)
     print(result.step, result.stopped_by, replay.digest(result.params))
 
 

@@ -121,10 +121,11 @@ def finite_differences(
     if not isinstance(most, int) or most < 1:
         raise ValueError(f"num_samples: {most!r}; an integer of at least 1 is needed")
     two_sided = len(differences.sides) == 2
+    schedule = num_samples if callable(num_samples) else None
 
     def init_fn(params: Params) -> EstimatorState:
         spec.directions(params)
-        unknown = Scalars(jnp.zeros(most), jnp.float32(0), jnp.float32(0), jnp.ones(most))
+        unknown = Scalars(jnp.zeros(most, jnp.float32), jnp.float32(0), jnp.float32(0), jnp.ones(most, jnp.float32))
         return EstimatorState(jnp.int32(0), key, unknown, spec.prepare(params))
 
     def eps_of(params: Params, state: EstimatorState, value_fn: ValueFn) -> Array:
@@ -148,15 +149,19 @@ def finite_differences(
         num_samples: Samples = num_samples,
         first_probe: int = 0,
     ) -> Scalars:
+        if schedule is not None and num_samples is not schedule:
+            raise ValueError("num_samples: the estimator follows a schedule, which nothing overrides")
         width = most if callable(num_samples) else num_samples
-        used = jnp.clip(num_samples(state.count), 1, most) if callable(num_samples) else num_samples
+        if width < 1:
+            raise ValueError(f"num_samples: {width}; an integer of at least 1 is needed")
+        used = jnp.clip(num_samples(state.count), 1, most).astype(jnp.int32) if callable(num_samples) else num_samples
         step_key = jax.random.fold_in(state.key, state.count)
         step_eps = eps_of(params, state, value_fn)
 
         def probe_key(index) -> Array:
             return jax.random.fold_in(step_key, jnp.uint32(first_probe) + jnp.uint32(index))
 
-        norm = lax.map(lambda index: spec.norm_factor(params, probe_key(index)), jnp.arange(width))
+        norm = lax.map(lambda index: spec.norm_factor(params, probe_key(index), state.masks), jnp.arange(width))
 
         def evaluate(index, side) -> Array:
             value = value_fn(spec.perturb(params, probe_key(index), side * step_eps * norm[index], state.masks))
@@ -168,7 +173,8 @@ def finite_differences(
         losses = jnp.where(valid[:, None], losses, 0.0)
         total = jnp.sum(losses) + (0.0 if base is None else base)
         count = used * losses.shape[1] + (0 if base is None else 1)
-        return Scalars(jnp.where(valid, projected, 0.0), total / count, step_eps, norm)
+        scalars = Scalars(jnp.where(valid, projected, 0.0), total / count, step_eps, norm)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), scalars)  # a float64 loss keeps its precision up to here
 
     def update_fn(updates, state, params=None, *, value_fn=None, scalars=None, **extra_args):
         del updates, extra_args
@@ -183,7 +189,7 @@ def finite_differences(
         width = scalars.projected.shape[0]
         used = width
         if callable(num_samples) and width == most:
-            used = jnp.clip(num_samples(state.count), 1, most)
+            used = jnp.clip(num_samples(state.count), 1, most).astype(jnp.int32)
         gradient = _gradient(spec, params, state, scalars.projected / used, used)
         fill = most - width
         last = (
@@ -210,7 +216,7 @@ def _checked_loss(value: Array) -> Array:
             f"value_fn: returned {value.dtype}; a float32 loss is needed, since the difference of two half-precision "
             "losses is 0 at the usual eps"
         )
-    return value.astype(jnp.float32) if value.dtype == jnp.float32 else value
+    return value
 
 
 def _evaluate(evaluate, differences: Differences, probes: Probes, width: int, used) -> tuple[Array, Array | None]:

@@ -58,6 +58,8 @@ def forward(
         rise = losses[:, 0] - base
         if normalize == "mean":
             return rise / step_eps
+        if losses.shape[0] < 2:
+            raise ValueError(f'num_samples: {losses.shape[0]}; "std" needs at least 2')
         # Equal losses carry no signal; the floor keeps 0 / 0 out.
         return rise / jnp.maximum(jnp.std(losses[:, 0], ddof=1), np.float32(2.0**-126))
 

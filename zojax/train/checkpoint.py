@@ -36,7 +36,7 @@ def save(path: str | os.PathLike[str], tree: Any, meta: dict[str, Any]) -> None:
         for leftover in path.parent.glob("*.*"):
             if ".orbax-checkpoint-tmp" in leftover.name or leftover.name.endswith(_DOOMED):
                 shutil.rmtree(leftover)
-    ocp.save(path, jax.device_get(tree), custom_metadata=meta)
+    ocp.save(str(path), jax.device_get(tree), custom_metadata=meta)
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     _exists(path)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-    return ocp.load(Path(path).absolute(), abstract)
+    return ocp.load(os.path.abspath(path), abstract)
 
 
 def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -86,7 +86,8 @@ def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
       {'step': 2}
     """
     _exists(path)
-    return dict(ocp.metadata(Path(path).absolute()).custom_metadata or {})
+    meta: Any = ocp.metadata(os.path.abspath(path)).custom_metadata
+    return dict(meta)
 
 
 def _exists(path: str | os.PathLike[str]) -> None:

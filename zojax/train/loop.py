@@ -13,10 +13,8 @@ never killed. Without a log (first order) the steps after the checkpoint are com
 
 import contextlib
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -25,6 +23,7 @@ import numpy as np
 
 from zojax import replay
 from zojax.train import checkpoint
+from zojax.train._signals import signals_noted
 from zojax.train.metrics import MetricsWriter
 from zojax.train.progress import Progress
 from zojax.train.step import Method, evaluate, make_evaluate
@@ -95,7 +94,8 @@ def fit(
         takes their place.
       frozen: the other weights.
       batches: endless batches.
-      key: typed run key; step n sees fold_in(key, n).
+      key: typed run key, that of the estimator. The task sees keys derived from fold_in(key, 2^32 - 1), which
+        no step of an estimator uses.
       workdir: folder of the run.
       steps: last step.
       dev: evaluation batches.
@@ -138,7 +138,7 @@ def fit(
     checkpoint.save(workdir / "base", params, {"step": 0})
     params = checkpoint.load(workdir / "base", params)
     # A state may hold the weights themselves; loaded again, because no buffer can be donated twice.
-    opt_state = jax.jit(method.init)(checkpoint.load(workdir / "base", params))
+    opt_state = method.init(checkpoint.load(workdir / "base", params))
     like = method.scalars_like(params, opt_state)
     names = [name for name, _ in replay.layout(like)]
     writer, recorded = _open_log(workdir, method, params, like, key, noise_format)
@@ -157,6 +157,7 @@ def fit(
     metrics = MetricsWriter(workdir, size=place["metrics"], step=start)
     progress = Progress(steps, start=start)
     program = make_evaluate(task)
+    task_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
     evaluating = bool(eval_every and dev)
 
     def report(step: int, ids: Any, scalars: Any) -> None:
@@ -198,7 +199,7 @@ def fit(
         for resource in (metrics, progress, writer):
             if resource is not None:
                 stack.callback(resource.close)
-        caught = stack.enter_context(_signals())
+        caught = stack.enter_context(signals_noted())
         if evaluating and start == 0:
             evaluate_dev(0)
         for step in range(start + 1, steps + 1):
@@ -207,7 +208,7 @@ def fit(
                 scalars = replay.unflatten(recorded[step], like)
                 params, opt_state = method.apply(params, opt_state, scalars)
             else:
-                params, opt_state, scalars = method.step(params, frozen, opt_state, batch, key, step)
+                params, opt_state, scalars = method.step(params, frozen, opt_state, batch, task_key, step)
             # The scalars of a step are read while the next one runs, unless something waits for them.
             if pending is not None:
                 report(*pending)
@@ -250,24 +251,3 @@ def _nonfinite_message(step: int, ids: Any, named: dict[str, np.ndarray]) -> str
         f"step {step}: not finite: {wrong}{rows}. Nothing of this step was written. "
         "Try a smaller learning_rate, a smaller eps, or skip_nonfinite"
     )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[str]]:
-    caught: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        caught.append(signal.Signals(number).name)
-        # A second signal ends the process at once.
-        signal.signal(number, before[number])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

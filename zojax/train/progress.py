@@ -25,11 +25,12 @@ class Progress:
     """
 
     def __init__(self, steps: int, *, start: int = 0, every: float = 10.0, stream: io.TextIOBase | None = None):
-        self._steps, self._start = steps, start
+        self._steps = steps
         self._stream: Any = sys.stderr if stream is None else stream
         self._in_place = self._stream.isatty()
         self._every = 0.2 if self._in_place else every
         self._began = self._shown = time.monotonic()
+        self._start, self._start_forwards, self._first = start, 0, True
 
     def update(self, step: int, *, forwards: int, loss: float) -> None:
         """Takes note of a step and shows a line if it is time.
@@ -40,18 +41,21 @@ class Progress:
           loss: its mean loss.
         """
         now = time.monotonic()
-        if now - self._shown < self._every and step < self._steps:
-            return
-        self._shown = now
-        seconds = max(now - self._began, 1e-9)
-        rate = (step - self._start) / seconds
-        left = int((self._steps - step) / rate) if rate else 0
-        line = (
-            f"step {step}/{self._steps}  loss {loss:.4f}  {rate:.2f} steps/s  "
-            f"{forwards / seconds:.1f} forwards/s  {left // 60}:{left % 60:02d} left"
-        )
-        self._stream.write(f"\r\x1b[K{line}" if self._in_place else line + "\n")
-        self._stream.flush()
+        if now - self._shown >= self._every or step >= self._steps:
+            self._shown = now
+            seconds = max(now - self._began, 1e-9)
+            rate = (step - self._start) / seconds
+            left = int((self._steps - step) / rate) if rate else 0
+            line = (
+                f"step {step}/{self._steps}  loss {loss:.4f}  {rate:.2f} steps/s  "
+                f"{(forwards - self._start_forwards) / seconds:.1f} forwards/s  {left // 60}:{left % 60:02d} left"
+            )
+            self._stream.write(f"\r\x1b[K{line}" if self._in_place else line + "\n")
+            self._stream.flush()
+        if self._first:
+            # The first step compiles, which says nothing about the speed of the others.
+            self._first = False
+            self._start, self._start_forwards, self._began = step, forwards, now
 
     def close(self) -> None:
         """Ends the line on a terminal."""

@@ -35,7 +35,8 @@ class Method(NamedTuple):
     """How the loop takes a step.
 
     Attributes:
-      init: trainable weights -> optimiser state.
+      init: trainable weights -> optimiser state, jitted: a state must not share the run key's own buffer with
+        the estimator, since the state is donated.
       step: (trainable, frozen, opt_state, batch, key, step) -> (trainable, opt_state, scalars), where key is
         the run key and step an int from 1. Trainable and opt_state are donated. Scalars hold "value", the loss.
       apply: (trainable, opt_state, scalars) -> (trainable, opt_state), both inputs donated; None if a step
@@ -117,7 +118,8 @@ def make_apply(tx: optax.GradientTransformationExtraArgs) -> Callable[..., tuple
     """
 
     def apply(trainable, opt_state, scalars):
-        updates, opt_state = tx.update(None, opt_state, trainable, scalars=scalars)
+        # The estimator does not read the updates that it is given.
+        updates, opt_state = tx.update(trainable, opt_state, trainable, scalars=scalars)
         return optax.apply_updates(trainable, updates), opt_state
 
     return jax.jit(apply, donate_argnums=(0, 1))
@@ -170,7 +172,7 @@ def zeroth_order(
         constant = lambda candidate: jnp.float32(0)  # noqa: E731
         return jax.eval_shape(lambda t, s: tx.measure(t, s, constant), trainable, opt_state)
 
-    return Method(tx.init, step, apply, scalars_like, forwards, description)
+    return Method(jax.jit(tx.init), step, apply, scalars_like, forwards, description)
 
 
 def first_order(task: Task, tx: optax.GradientTransformation, *, description: str, microbatches: int = 1) -> Method:
@@ -218,7 +220,7 @@ def first_order(task: Task, tx: optax.GradientTransformation, *, description: st
         del trainable, opt_state
         return dict.fromkeys(("value", "grad_norm"), jax.ShapeDtypeStruct((), jnp.float32))
 
-    return Method(tx.init, step, None, scalars_like, lambda probes, step: 3, description)
+    return Method(jax.jit(tx.init), step, None, scalars_like, lambda probes, step: 3, description)
 
 
 def _parts(batch: Any, key: jax.Array, count: int) -> tuple[Any, jax.Array]:

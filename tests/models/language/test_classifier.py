@@ -4,9 +4,12 @@ import numpy as np
 import optax
 import pytest
 
-from models.language.bert import Bert
+from models.language.bert import STACKED, Bert
 from models.language.classifier import TextClassifier
 from models.language.probe import fit_linear_probe
+from zojax.directions import Gaussian, LowRank
+from zojax.perturb import PerturbSpec
+from zojax.train.task import Task
 
 
 def make_batch(rows=6, length=10, classes=3, seed=0):
@@ -169,3 +172,19 @@ def test_a_probe_is_a_head(task):
     head = fit_linear_probe(np.asarray(two.features(params, batch)), batch["label"], num_classes=2, l2=1e-3)
     before = float(two.loss(params, batch)[0])
     assert float(two.loss({**params, "head": head}, batch)[0]) < 0.5 * before
+
+
+@pytest.mark.parametrize("direction", [Gaussian(), LowRank(rank=2)], ids=repr)
+def test_perturbed_leaves_equal_perturbed_weights(task, params, direction):
+    spec = PerturbSpec(direction=direction, stacked=STACKED)
+    key, scale = jax.random.key(5), jnp.float32(0.1)
+    dense = jax.tree.map(lambda p, z: p + scale * z, params, jax.jit(spec.noise)(params, key))
+    batch = make_batch()
+    value = jax.jit(lambda p: task.loss(spec.perturb(p, key, scale), batch)[0])(params)
+    # Noise made where it is used, one layer at a time, or all beforehand: the same numbers in another order.
+    np.testing.assert_allclose(value, task.loss(dense, batch)[0], rtol=1e-5)
+    assert abs(float(value) - float(task.loss(params, batch)[0])) > 1e-3
+
+
+def test_the_classifier_is_a_task(task):
+    assert isinstance(task, Task)

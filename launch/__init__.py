@@ -1,0 +1,1 @@
+"""The programs: `python -m launch.<name> --help`."""

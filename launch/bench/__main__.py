@@ -1,0 +1,47 @@
+"""Runs one benchmark and prints a JSON object a line, the environment first.
+
+    python -m launch.bench NAME [--repeats N]
+
+NAME is noise, zo_step or mezo_torch. Times are medians and minima over N interleaved rounds.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from launch.bench import mezo_torch, noise, zo_step
+from launch.bench._harness import Record, environment
+
+BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
+    "noise": noise.run,
+    "zo_step": zo_step.run,
+    "mezo_torch": mezo_torch.run,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a benchmark; returns the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m launch.bench", description="One JSON object a line.")
+    parser.add_argument("name", metavar="NAME", help=", ".join(BENCHES))
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of the timing; by default the benchmark's own")
+    given = parser.parse_args(arguments)
+    if given.name not in BENCHES:
+        print(f"bench: {given.name!r} is not one of {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    if given.repeats is not None and given.repeats < 1:
+        print(f"bench: --repeats is {given.repeats}; at least 1 is needed", file=sys.stderr)
+        return 2
+    print(json.dumps(environment(given.name)), flush=True)
+    options = {} if given.repeats is None else {"repeats": given.repeats}
+    try:
+        for line in BENCHES[given.name](**options):
+            print(json.dumps(line), flush=True)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

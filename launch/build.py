@@ -1,0 +1,240 @@
+"""From a config to the objects of a run. Names become objects here, by explicit dictionaries, and nowhere else."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from launch.schema import Config
+from models.language import bert, hub, probe
+from models.language.classifier import TextClassifier
+from zojax import directions, estimators, precision, train
+from zojax.data import pipeline, text
+from zojax.data.tokenize import Tokenizer
+from zojax.diagnostics import AutoEps
+from zojax.perturb import PerturbSpec
+from zojax.trees import leaf_paths, split
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that `zojax.train.fit` is given, and what is said about it.
+
+    Attributes:
+      task: loss and metrics.
+      method: how a step is taken.
+      params: trainable weights before step 1.
+      frozen: the other weights.
+      zero_head: the head before the linear probe, or None if training starts from it.
+      batches: training batches.
+      evaluation: evaluation batches by split.
+      key: run key.
+      tx: the optax transformation of `method`.
+    """
+
+    task: train.Task
+    method: train.Method
+    params: Params
+    frozen: Params
+    zero_head: Params
+    batches: train.Batches
+    evaluation: dict[str, list[Any]]
+    key: jax.Array
+    tx: optax.GradientTransformation
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": lambda rate, c: optax.sgd(rate),
+    "momentum": lambda rate, c: optax.sgd(rate, momentum=0.9),
+    "adam": lambda rate, c: optax.adam(rate),
+    "adamw": lambda rate, c: optax.adamw(rate, weight_decay=c.weight_decay),
+}
+
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": lambda rate, steps: optax.constant_schedule(rate),
+    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, max(steps, 1)),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(steps, 1)),
+}
+
+DIRECTIONS: dict[str, Callable[..., directions.Direction]] = {
+    "gaussian": lambda c: directions.Gaussian(),
+    "rademacher": lambda c: directions.Rademacher(),
+    "sphere": lambda c: directions.Sphere(),
+    "low_rank": lambda c: directions.LowRank(rank=c.rank),
+    "sparse": lambda c: directions.Sparse(),
+}
+
+ESTIMATORS: dict[str, Callable[..., estimators.Estimator]] = {
+    "spsa": estimators.spsa,
+    "forward": estimators.forward,
+    "fzoo": estimators.fzoo,
+}
+
+# Forward passes of a step with q probes.
+FORWARDS: dict[str, Callable[[int], int]] = {
+    "spsa": lambda q: 2 * q,
+    "forward": lambda q: q + 1,
+    "fzoo": lambda q: q + 1,
+}
+
+ROUNDINGS: dict[str, Callable[[jax.Array], optax.GradientTransformation | None]] = {
+    "none": lambda key: None,
+    "stochastic": lambda key: precision.stochastic_rounding(key),
+    "compensated": lambda key: precision.compensated(),
+}
+
+
+def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test")) -> Run:
+    """Loads data and model and makes the method.
+
+    Args:
+      config: a config that `schema.check` has passed.
+      splits: evaluation splits to load beside the training data.
+
+    Returns:
+      The run.
+
+    Raises:
+      ValueError: if a pattern matches no leaf, a method refuses its options, or a file is malformed.
+      FileNotFoundError: if a data set or a model is missing.
+    """
+    root = jax.random.key(config.seed)
+    tokenizer = Tokenizer.from_folder(hub.resolve(config.model.source))
+    rows = text.load(config.data.source, "train", num_classes=config.data.num_classes)
+    if config.data.train_examples > len(rows):
+        raise ValueError(
+            f"config.data.train_examples is {config.data.train_examples}; {config.data.source} has {len(rows)}"
+        )
+    examples = {"train": _tokenized(rows[: config.data.train_examples or len(rows)], tokenizer, config)}
+    for name in splits:
+        if name != "train":
+            loaded = text.load(config.data.source, name, num_classes=config.data.num_classes)
+            examples[name] = _tokenized(loaded, tokenizer, config)
+    batches = pipeline.train_batches(
+        examples["train"],
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        max_length=config.data.max_length,
+        buckets=tuple(config.data.buckets) or None,
+    )
+    evaluation = {
+        name: pipeline.eval_batches(
+            rows,
+            batch_size=config.data.eval_batch_size,
+            max_length=config.data.max_length,
+            buckets=tuple(config.data.buckets) or None,
+        )
+        for name, rows in examples.items()
+    }
+
+    bert_config, encoder = hub.load(config.model.source, dtype=config.model.dtype)
+    task = TextClassifier(
+        config=bert_config, num_classes=config.data.num_classes, pretrained=encoder, dtype=config.model.dtype
+    )
+    params = task.init(jax.random.fold_in(root, 0))
+    zero_head = None
+    # Before anything costly: a pattern that matches nothing ends the program here.
+    split(params, tuple(config.trainable))
+    if config.model.head == "probe":
+        zero_head = params["head"]
+        params = params | {"head": _probe(task, params, evaluation)}
+    trainable, frozen = split(params, tuple(config.trainable))
+    run_key = jax.random.fold_in(root, 1)
+    method, tx = make_method(config, task, trainable, run_key, rounding_key=jax.random.fold_in(root, 2))
+    return Run(
+        task=task,
+        method=method,
+        params=trainable,
+        frozen=frozen,
+        zero_head=zero_head,
+        batches=batches,
+        evaluation=evaluation,
+        key=run_key,
+        tx=tx,
+    )
+
+
+def _tokenized(rows: Any, tokenizer: Tokenizer, config: Config) -> Any:
+    return pipeline.tokenized(rows, tokenizer, max_length=config.data.max_length)
+
+
+def _probe(task: TextClassifier, params: Params, evaluation: dict[str, list[Any]]) -> Params:
+    features = jax.jit(task.features)
+
+    def collect(batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        keep = [batch["weight"] > 0 for batch in batches]
+        rows = [np.asarray(features(params, b))[k] for b, k in zip(batches, keep, strict=True)]
+        labels = [b["label"][k] for b, k in zip(batches, keep, strict=True)]
+        return np.concatenate(rows), np.concatenate(labels)
+
+    x, y = collect(evaluation["train"])
+    if "dev" in evaluation:
+        _, head = probe.choose_l2(x, y, *collect(evaluation["dev"]), num_classes=task.num_classes)
+    else:
+        head = probe.fit_linear_probe(x, y, num_classes=task.num_classes, l2=0.01)
+    return jax.tree.map(jax.numpy.asarray, head)
+
+
+def make_method(
+    config: Config,
+    task: train.Task,
+    trainable: Params,
+    key: jax.Array,
+    *,
+    rounding_key: jax.Array,
+) -> tuple[train.Method, optax.GradientTransformation]:
+    """The method of a config, for these trainable weights."""
+    optimizer = OPTIMIZERS[config.optimizer.name](_learning_rate(config), config.optimizer)
+    description = json.dumps(
+        {name: config[name].to_dict() for name in ("method", "optimizer")} | {"steps": config.train.steps},
+        sort_keys=True,
+    )
+    if config.method.name == "first_order":
+        method = train.first_order(task, optimizer, description=description, microbatches=config.train.microbatches)
+        return method, optimizer
+
+    options = config.method
+    auto = AutoEps()
+    paths = jax.tree.leaves(leaf_paths(trainable))
+    spec = PerturbSpec(
+        direction=DIRECTIONS[options.direction](options),
+        # Of the model's patterns those that matter to the trainable leaves: one without a leaf is an error.
+        stacked=tuple(pattern for pattern in bert.STACKED if any(re.search(pattern, path) for path in paths)),
+    )
+    estimator = ESTIMATORS[options.name](
+        auto if options.auto_eps else options.eps,
+        spec,
+        num_samples=options.num_samples,
+        key=key,
+        probes=options.probes,
+    )
+    if options.clip_projected:
+        estimator = estimators.clip_projected(estimator, options.clip_projected)
+    if options.skip_nonfinite:
+        estimator = estimators.skip_nonfinite(estimator)
+    rounding = ROUNDINGS[config.optimizer.rounding](rounding_key)
+    tx = estimators.chain(estimator, optimizer, rounding=rounding)
+    search = 2 * auto.num_directions * len(auto.grid()) if options.auto_eps else 0
+
+    def forwards(probes: int, step: int) -> int:
+        return FORWARDS[options.name](probes) + (search if (step - 1) % auto.every == 0 else 0)
+
+    method = train.zeroth_order(
+        task, tx, forwards=forwards, description=description, microbatches=config.train.microbatches
+    )
+    return method, tx
+
+
+def _learning_rate(config: Config) -> optax.Schedule:
+    rate, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+    schedule = SCHEDULES[config.optimizer.schedule](rate, config.train.steps - warmup)
+    if not warmup:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])

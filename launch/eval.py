@@ -1,0 +1,68 @@
+"""Evaluates the weights of a run.
+
+    python -m launch.eval --workdir=runs/quickstart [--split=test] [--weights=last|best|base]
+
+Prints one JSON object. Exit code 2: a wrong request.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import cli, schema
+from launch.build import build
+from zojax import train
+from zojax.train import checkpoint
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; returns its exit code."""
+    try:
+        values = cli.parse(argv, __doc__ or "", _define)
+        workdir = Path(values["workdir"].value or "")
+        config = schema.load(workdir)
+        which, split = str(values["weights"].value), str(values["split"].value)
+        path = find_weights(workdir, which)
+        run = build(config, splits=tuple({"dev", split}))
+    except (ValueError, FileNotFoundError) as error:
+        cli.complain("eval", error)
+        return cli.WRONG
+    params = load_weights(path, run)
+    metrics = train.evaluate(train.make_evaluate(run.task), params, run.frozen, run.evaluation[split])
+    print(json.dumps({"split": split, "weights": which, "step": checkpoint.load_meta(path)["step"], **metrics}))
+    return 0
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "which examples", flag_values=values)
+    flags.DEFINE_enum("weights", "last", ["last", "best", "base"], "which weights", flag_values=values)
+
+
+def find_weights(workdir: Path, which: str) -> Path:
+    """The checkpoint of the last, best or base weights; of a run without steps the last are the base.
+
+    Raises:
+      FileNotFoundError: if the run has none.
+    """
+    folder = workdir / {"last": "checkpoints", "best": "best", "base": "base"}[which]
+    saved = [] if which == "base" else checkpoint.steps(folder)
+    path = folder / str(saved[-1]) if saved else workdir / "base"
+    if not path.is_dir() or (which == "best" and not saved):
+        raise FileNotFoundError(f"workdir: {workdir} has no {which} weights")
+    return path
+
+
+def load_weights(path: Path, run: Any) -> Any:
+    """The trainable weights of a checkpoint, whether it holds the optimiser state too or not."""
+    if path.parent.name == "checkpoints":
+        return checkpoint.load(path, (run.params, run.method.init(run.params)))[0]
+    return checkpoint.load(path, run.params)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,131 @@
+"""Trains a run, or continues the one in a folder.
+
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.FIELD=VALUE ...]
+
+The folder gets config.json, the base weights, the log of scalars, checkpoints, the best weights and metrics.
+Exit code 0: done, or saved after SIGTERM; 1: the loss was not finite; 2: a wrong request, nothing was written;
+130: saved after SIGINT.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from launch import cli, schema
+from launch.build import Run, build
+from launch.schema import Config
+from zojax import random, train
+from zojax.train import checkpoint
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; returns its exit code."""
+    try:
+        config, values = cli.parse_config(argv, __doc__ or "", _define)
+        if not values["workdir"].value:
+            raise ValueError("--workdir=FOLDER is needed")
+        workdir = Path(values["workdir"].value)
+        schema.require_same(workdir, config)
+        run = build(config)
+    except (ValueError, FileNotFoundError) as error:
+        cli.complain("train", error)
+        return cli.WRONG
+    workdir.mkdir(parents=True, exist_ok=True)
+    schema.save(workdir, config)
+    print(plan(config, run), flush=True)
+    try:
+        result = train.fit(
+            run.task,
+            run.method,
+            run.params,
+            run.frozen,
+            run.batches,
+            key=run.key,
+            workdir=workdir,
+            steps=config.train.steps,
+            dev=run.evaluation["dev"],
+            eval_every=config.train.eval_every,
+            checkpoint_every=config.train.checkpoint_every,
+            log_every=config.train.log_every,
+            keep_best="accuracy" if config.train.keep_best and config.train.eval_every else None,
+            allow_nonfinite=config.method.skip_nonfinite,
+            noise_format=random.FORMAT,
+        )
+    except train.NonFiniteError as error:
+        cli.complain("train", error)
+        return cli.FAILED
+    if result.stopped_by:
+        again = f"the same command goes on from step {result.step} of {config.train.steps}"
+        print(f"{result.stopped_by}: saved in {workdir}; {again}")
+        return cli.INTERRUPTED if result.stopped_by == "SIGINT" else 0
+    print(table(config, run, workdir, result))
+    return 0
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+
+
+def plan(config: Config, run: Run) -> str:
+    """What is about to happen, in a few lines."""
+    trained, total = weights(run.params), weights(run.params) + weights(run.frozen)
+    name, steps = config.method.name, config.train.steps
+    forwards = run.method.forwards(config.method.num_samples, 2)
+    budget = sum(run.method.forwards(config.method.num_samples, step) for step in range(1, steps + 1))
+    of = f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g} ({config.optimizer.schedule})"
+    return "\n".join(
+        [
+            f"model   {config.model.source}, {config.model.dtype}: {total:,} weights, {trained:,} of them trained",
+            f"method  {name} with {of}: {forwards} forwards a step",
+            f"budget  {steps:,} steps of {config.data.batch_size} examples: {budget:,} forwards",
+        ]
+    )
+
+
+def weights(tree: Any) -> int:
+    """Number of weights of a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
+    """Accuracy on the test split of where training began and where it ended, and how much has moved."""
+    program = train.make_evaluate(run.task)
+    base = checkpoint.load(workdir / "base", result.params)
+
+    def accuracy(trainable: Any, frozen: Any) -> float:
+        return train.evaluate(program, trainable, frozen, run.evaluation["test"])["accuracy"]
+
+    start = "zero head" if run.zero_head is None else "linear probe"
+    rows = [(start, accuracy(base, run.frozen))]
+    if run.zero_head is not None:
+        rows.insert(0, ("zero head", accuracy(*_with_head(base, run.frozen, run.zero_head))))
+    if result.step:
+        rows.append((f"{config.method.name}, step {result.step}", accuracy(result.params, run.frozen)))
+    if result.step and result.best is not None:
+        step = result.best["step"]
+        best = checkpoint.load(workdir / "best" / str(step), result.params)
+        rows.append((f"{config.method.name}, best on dev: step {step}", accuracy(best, run.frozen)))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'accuracy on test':<{width}}", *(f"{name:<{width}}  {value:.4f}" for name, value in rows)]
+    pairs = zip(jax.tree.leaves(base), jax.tree.leaves(result.params), strict=True)
+    moved = sum(int(np.sum(np.asarray(a) != np.asarray(b))) for a, b in pairs)
+    trained, total = weights(run.params), weights(run.params) + weights(run.frozen)
+    lines.append(f"weights trained: {trained / total:.4%} of {total:,}; moved: {moved / total:.4%}")
+    return "\n".join([*lines, f"forward passes: {result.forwards:,}"])
+
+
+def _with_head(trainable: Any, frozen: Any, head: Any) -> tuple[Any, Any]:
+    # The head may be trained, frozen, or part of each.
+    def swap(tree: Any) -> Any:
+        return tree | {"head": {name: None if leaf is None else head[name] for name, leaf in tree["head"].items()}}
+
+    return swap(trainable), swap(frozen)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
