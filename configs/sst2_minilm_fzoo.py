@@ -1,61 +1,21 @@
-"""FZOO on SST-2: eight one-sided sign probes a step, divided by the spread of their losses.
+"""FZOO on SST-2: eight one-sided sign probes a step of every weight, divided by the spread of their losses.
 
 python -m launch.train --config=configs/sst2_minilm_fzoo.py --workdir=runs/sst2_minilm_fzoo
 """
 
 import ml_collections
 
+from configs.base import get_base
+
 
 def get_config(source: str = "sst2") -> ml_collections.ConfigDict:
     """The config; `source` names another data set, as in --config=configs/sst2_minilm_fzoo.py:reviews."""
-    c = ml_collections.ConfigDict()
-    c.seed = 0
-    c.trainable = (".*",)
-    c.data = ml_collections.ConfigDict(
-        {
-            "source": source,
-            "num_classes": 2,
-            "train_examples": 0,
-            "max_length": 64,
-            "buckets": (32,),
-            "batch_size": 16,
-            "eval_batch_size": 64,
-        }
-    )
-    c.model = ml_collections.ConfigDict(
-        {"name": "bert_classifier", "source": "minilm", "dtype": "float32", "head": "probe"}
-    )
-    c.method = ml_collections.ConfigDict(
-        {
-            "name": "fzoo",
-            "eps": 1e-3,
-            "auto_eps": False,
-            "num_samples": 8,
-            "direction": "rademacher",
-            "rank": 1,
-            "probes": "turn",
-            "clip_projected": 0.0,
-            "skip_nonfinite": False,
-        }
-    )
-    c.optimizer = ml_collections.ConfigDict(
-        {
-            "name": "sgd",
-            "learning_rate": 1e-5,
-            "schedule": "constant",
-            "warmup_steps": 0,
-            "weight_decay": 0.0,
-            "rounding": "none",
-        }
-    )
-    c.train = ml_collections.ConfigDict(
-        {
-            "steps": 400,
-            "eval_every": 100,
-            "checkpoint_every": 100,
-            "log_every": 10,
-            "microbatches": 1,
-            "keep_best": True,
-        }
-    )
+    c = get_base(source)
+    c.method.name = "fzoo"
+    c.method.num_samples = 8
+    c.optimizer.learning_rate = 1e-5
+    c.optimizer.schedule = "linear"
+    c.train.steps = 2666
+    c.train.eval_every = 222
+    c.train.checkpoint_every = 222
     return c

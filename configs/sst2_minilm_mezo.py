@@ -5,57 +5,16 @@ python -m launch.train --config=configs/sst2_minilm_mezo.py --workdir=runs/sst2_
 
 import ml_collections
 
+from configs.base import get_base
+
 
 def get_config(source: str = "sst2") -> ml_collections.ConfigDict:
     """The config; `source` names another data set, as in --config=configs/sst2_minilm_mezo.py:reviews."""
-    c = ml_collections.ConfigDict()
-    c.seed = 0
-    c.trainable = (".*",)
-    c.data = ml_collections.ConfigDict(
-        {
-            "source": source,
-            "num_classes": 2,
-            "train_examples": 0,
-            "max_length": 64,
-            "buckets": (32,),
-            "batch_size": 16,
-            "eval_batch_size": 64,
-        }
-    )
-    c.model = ml_collections.ConfigDict(
-        {"name": "bert_classifier", "source": "minilm", "dtype": "float32", "head": "probe"}
-    )
-    c.method = ml_collections.ConfigDict(
-        {
-            "name": "spsa",
-            "eps": 1e-3,
-            "auto_eps": False,
-            "num_samples": 1,
-            "direction": "gaussian",
-            "rank": 1,
-            "probes": "turn",
-            "clip_projected": 0.0,
-            "skip_nonfinite": False,
-        }
-    )
-    c.optimizer = ml_collections.ConfigDict(
-        {
-            "name": "sgd",
-            "learning_rate": 2e-6,
-            "schedule": "constant",
-            "warmup_steps": 0,
-            "weight_decay": 0.0,
-            "rounding": "none",
-        }
-    )
-    c.train = ml_collections.ConfigDict(
-        {
-            "steps": 1500,
-            "eval_every": 200,
-            "checkpoint_every": 200,
-            "log_every": 10,
-            "microbatches": 1,
-            "keep_best": True,
-        }
-    )
+    c = get_base(source)
+    c.method.direction = "gaussian"
+    c.optimizer.learning_rate = 2e-6
+    c.optimizer.schedule = "linear"
+    c.train.steps = 12000
+    c.train.eval_every = 1000
+    c.train.checkpoint_every = 1000
     return c

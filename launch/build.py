@@ -13,7 +13,7 @@ import optax
 from launch.schema import Config
 from models.language import bert, hub, probe
 from models.language.classifier import TextClassifier
-from zojax import directions, estimators, precision, train
+from zojax import directions, estimators, masks, precision, schedules, train
 from zojax.data import pipeline, text
 from zojax.data.tokenize import Tokenizer
 from zojax.diagnostics import AutoEps
@@ -123,6 +123,7 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         seed=config.seed,
         max_length=config.data.max_length,
         buckets=tuple(config.data.buckets) or None,
+        length_grouped=config.data.length_grouped,
     )
     evaluation = {
         name: pipeline.eval_batches(
@@ -147,7 +148,14 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         params = params | {"head": _probe(task, params, evaluation)}
     trainable, frozen = split(params, tuple(config.trainable))
     run_key = jax.random.fold_in(root, 1)
-    method, tx = make_method(config, task, trainable, run_key, rounding_key=jax.random.fold_in(root, 2))
+    method, tx = make_method(
+        config,
+        task,
+        trainable,
+        run_key,
+        rounding_key=jax.random.fold_in(root, 2),
+        steps_per_epoch=max(len(examples["train"]) // config.data.batch_size, 1),
+    )
     return Run(
         task=task,
         method=method,
@@ -189,6 +197,7 @@ def make_method(
     key: jax.Array,
     *,
     rounding_key: jax.Array,
+    steps_per_epoch: int,
 ) -> tuple[train.Method, optax.GradientTransformation]:
     """The method of a config, for these trainable weights."""
     optimizer = OPTIMIZERS[config.optimizer.name](_learning_rate(config), config.optimizer)
@@ -203,11 +212,16 @@ def make_method(
     options = config.method
     auto = AutoEps()
     paths = jax.tree.leaves(leaf_paths(trainable))
-    spec = PerturbSpec(
-        direction=DIRECTIONS[options.direction](options),
-        # Of the model's patterns those that matter to the trainable leaves: one without a leaf is an error.
-        stacked=tuple(pattern for pattern in bert.STACKED if any(re.search(pattern, path) for path in paths)),
-    )
+    # Of the model's patterns those that matter to the trainable leaves: one without a leaf is an error.
+    stacked = tuple(pattern for pattern in bert.STACKED if any(re.search(pattern, path) for path in paths))
+    direction, chosen = DIRECTIONS[options.direction](options), None
+    if options.layers:
+        loose = [path for path in paths if not any(re.search(pattern, path) for pattern in stacked)]
+        if loose or options.direction in ("sparse", "sphere"):
+            problem = f"trains {loose[0]!r}, which has none" if loose else f"has direction {options.direction!r}"
+            raise ValueError(f"config.method.layers is {tuple(options.layers)}, but the run {problem}")
+        direction, chosen = directions.Sparse(inner=direction), masks.layer_masks(tuple(options.layers))
+    spec = PerturbSpec(direction=direction, stacked=stacked, masks=chosen)
     estimator = ESTIMATORS[options.name](
         auto if options.auto_eps else options.eps,
         spec,
@@ -226,8 +240,11 @@ def make_method(
     def forwards(probes: int, step: int) -> int:
         return FORWARDS[options.name](probes) + (search if (step - 1) % auto.every == 0 else 0)
 
+    queries = None
+    if options.queries == "adaptive":
+        queries = schedules.adaptive_queries(max_queries=options.num_samples, steps_per_epoch=steps_per_epoch)
     method = train.zeroth_order(
-        task, tx, forwards=forwards, description=description, microbatches=config.train.microbatches
+        task, tx, forwards=forwards, description=description, queries=queries, microbatches=config.train.microbatches
     )
     return method, tx
 

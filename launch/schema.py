@@ -55,6 +55,7 @@ FIELDS: dict[str, _Field] = {
     "data.buckets": _Field(
         (tuple, list), lambda v: all(type(b) is int and b > 0 for b in v), "a tuple of padded lengths, or ()"
     ),
+    "data.length_grouped": _flag(),  # batches of texts of like length
     "data.batch_size": _integer(1),
     "data.eval_batch_size": _integer(1),
     "model.name": _choice("bert_classifier"),
@@ -65,8 +66,12 @@ FIELDS: dict[str, _Field] = {
     "method.eps": _number(),
     "method.auto_eps": _flag(),  # measure eps; `eps` is not used then
     "method.num_samples": _integer(1),
+    "method.queries": _choice("constant", "adaptive"),  # adaptive: grows with the epoch up to num_samples (AdaZeta)
     "method.direction": _choice("gaussian", "rademacher", "sphere", "low_rank", "sparse"),
     "method.rank": _integer(1),  # of low_rank
+    "method.layers": _Field(
+        (tuple, list), lambda v: all(type(n) is int and n >= 0 for n in v), "a tuple of layers that move, or () for all"
+    ),
     "method.probes": _choice("turn", "pair", "batch"),
     "method.clip_projected": _number(inclusive=True),  # 0 for none
     "method.skip_nonfinite": _flag(),

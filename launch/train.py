@@ -77,12 +77,13 @@ def plan(config: Config, run: Run) -> str:
     name, steps = config.method.name, config.train.steps
     forwards = run.method.forwards(config.method.num_samples, 2)
     budget = sum(run.method.forwards(config.method.num_samples, step) for step in range(1, steps + 1))
+    most = "at most " if config.method.queries == "adaptive" else ""
     of = f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g} ({config.optimizer.schedule})"
     return "\n".join(
         [
             f"model   {config.model.source}, {config.model.dtype}: {total:,} weights, {trained:,} of them trained",
             f"method  {name} with {of}: {forwards} forwards a step",
-            f"budget  {steps:,} steps of {config.data.batch_size} examples: {budget:,} forwards",
+            f"budget  {steps:,} steps of {config.data.batch_size} examples: {most}{budget:,} forwards",
         ]
     )
 
