@@ -142,6 +142,10 @@ class JsonlConfig(tfds.core.BuilderConfig):
     Attributes:
       folder: the folder of the JSON lines.
       num_classes: labels lie in 0..num_classes-1.
+
+    Example:
+      >>> JsonlConfig(name="reviews", folder="reviews").num_classes
+      2
     """
 
     folder: str = ""

@@ -17,6 +17,11 @@ class Tokenizer:
 
     Attributes:
       fast: the tokenizer of the `tokenizers` package; it neither pads nor truncates by itself.
+
+    Example:
+      >>> vocabulary = {"[PAD]": 0, "[UNK]": 1, "fine": 2}
+      >>> Tokenizer(fast=tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))).vocab_size
+      3
     """
 
     fast: tokenizers.Tokenizer
