@@ -4,9 +4,7 @@
 
 Runs whose config.json differ in nothing but the seed make one line, the mean over seeds, in a band from the least to
 the greatest. DIR gets report.html (one file, figures inside), report.md and the figures as PNG. Accuracy on the test
-split is read from RUNDIR/eval.jsonl where there is one:
-
-    python -m launch.eval --workdir=RUNDIR --weights=best >> RUNDIR/eval.jsonl
+split is read from RUNDIR/eval.jsonl, which launch.train writes when a run ends.
 
 Exit code 2: a wrong request, nothing was written.
 """

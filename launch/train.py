@@ -7,6 +7,7 @@ Exit code 0: done, or saved after SIGTERM; 1: the loss was not finite; 2: a wron
 130: saved after SIGINT.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,23 +95,32 @@ def weights(tree: Any) -> int:
 
 
 def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
-    """Accuracy on the test split of where training began and where it ended, and how much has moved."""
+    """Accuracy on the test split of where training began and where it ended, and how much has moved.
+
+    Writes the last and the best weights' metrics to eval.jsonl, as `launch.eval` prints them.
+    """
     program = train.make_evaluate(run.task)
     base = checkpoint.load(workdir / "base", result.params)
+    records: list[dict[str, Any]] = []
 
-    def accuracy(trainable: Any, frozen: Any) -> float:
-        return train.evaluate(program, trainable, frozen, run.evaluation["test"])["accuracy"]
+    def accuracy(trainable: Any, frozen: Any, which: str = "", step: int = 0) -> float:
+        metrics = train.evaluate(program, trainable, frozen, run.evaluation["test"])
+        if which:
+            records.append({"split": "test", "weights": which, "step": step, **metrics})
+        return metrics["accuracy"]
 
     start = "zero head" if run.zero_head is None else "linear probe"
-    rows = [(start, accuracy(base, run.frozen))]
+    rows = [(start, accuracy(base, run.frozen, "" if result.step else "last"))]
     if run.zero_head is not None:
         rows.insert(0, ("zero head", accuracy(*_with_head(base, run.frozen, run.zero_head))))
     if result.step:
-        rows.append((f"{config.method.name}, step {result.step}", accuracy(result.params, run.frozen)))
+        name = f"{config.method.name}, step {result.step}"
+        rows.append((name, accuracy(result.params, run.frozen, "last", result.step)))
     if result.step and result.best is not None:
         step = result.best["step"]
         best = checkpoint.load(workdir / "best" / str(step), result.params)
-        rows.append((f"{config.method.name}, best on dev: step {step}", accuracy(best, run.frozen)))
+        rows.append((f"{config.method.name}, best on dev: step {step}", accuracy(best, run.frozen, "best", step)))
+    (workdir / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     width = max(len(name) for name, _ in rows)
     lines = [f"{'accuracy on test':<{width}}", *(f"{name:<{width}}  {value:.4f}" for name, value in rows)]
     pairs = zip(jax.tree.leaves(base), jax.tree.leaves(result.params), strict=True)

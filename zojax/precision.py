@@ -132,7 +132,7 @@ def stochastic_rounding(key: Key[Array, ""]) -> optax.GradientTransformation:
 
     def init_fn(params):
         del params
-        return StochasticRoundingState(jnp.int32(0), key)
+        return StochasticRoundingState(jnp.int32(0), random.own(key))
 
     def update_fn(updates, state, params=None):
         if params is None:

@@ -20,11 +20,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer, Key, UInt32
 
+from zojax._threefry import multiply_wide, threefry2x32
+
 __all__ = [
     "bits",
     "bits_at",
     "normal",
     "normal_at",
+    "own",
     "rademacher",
     "signs",
     "signs_at",
@@ -36,35 +39,22 @@ __all__ = [
 FORMAT = 1
 """Version of the noise format: how keys are derived and elements are addressed. A log of a run names it."""
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
-
-def threefry2x32(k0, k1, x0, x1):
-    """The threefry-2x32 block function with 20 rounds, unrolled.
+def own(key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key in a buffer of its own, so that a state that holds it may be donated and the caller's key lives on.
 
     Args:
-      k0: first word of the key, uint32.
-      k1: second word of the key, uint32.
-      x0: high word of the counter, uint32.
-      x1: low word of the counter, uint32.
+      key: typed threefry key.
 
     Returns:
-      Two uint32 arrays of the operands' common shape.
+      An equal key.
 
     Example:
-      >>> zero = jnp.uint32(0)
-      >>> [hex(int(w)) for w in threefry2x32(zero, zero, zero, zero)]
-      ['0x6b200159', '0x99ba4efe']
+      >>> bool(own(jax.random.key(3)) == jax.random.key(3))
+      True
     """
-    keys = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
-    x0, x1 = x0 + keys[0], x1 + keys[1]
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x0 = x0 + x1
-            x1 = ((x1 << np.uint32(rotation)) | (x1 >> np.uint32(32 - rotation))) ^ x0
-        x0 = x0 + keys[(group + 1) % 3]
-        x1 = x1 + keys[(group + 2) % 3] + np.uint32(group + 1)
-    return x0, x1
+    _key_words(key)
+    return jax.random.wrap_key_data(jnp.array(jax.random.key_data(key), copy=True), impl="threefry2x32")
 
 
 def _key_words(key: Key[Array, ""]) -> tuple[Array, Array]:
@@ -74,16 +64,6 @@ def _key_words(key: Key[Array, ""]) -> tuple[Array, Array]:
     if words.shape != (2,):
         raise ValueError(f"key: one threefry2x32 key is needed, not {key.dtype} of shape {key.shape}")
     return words[0], words[1]
-
-
-def _multiply_wide(a: UInt32[Array, "..."], b: int) -> tuple[Array, Array]:
-    """(high, low) words of a * b for a static b < 2^64 and a product < 2^64."""
-    b_high, b_low = np.uint32(b >> 32), np.uint32(b & 0xFFFFFFFF)
-    a1, a0 = a >> np.uint32(16), a & np.uint32(0xFFFF)
-    b1, b0 = np.uint32(int(b_low) >> 16), np.uint32(int(b_low) & 0xFFFF)
-    mid = a1 * b0 + ((a0 * b0) >> np.uint32(16))  # cannot overflow: (2^16-1)^2 + 2^16-1 < 2^32
-    high = a1 * b1 + (mid >> np.uint32(16)) + ((a0 * b1 + (mid & np.uint32(0xFFFF))) >> np.uint32(16))
-    return high + a * b_high, a * b_low
 
 
 def _counter(coordinates: Sequence[Array], shape: Sequence[int]) -> tuple[Array, Array]:
@@ -96,7 +76,7 @@ def _counter(coordinates: Sequence[Array], shape: Sequence[int]) -> tuple[Array,
         return jnp.uint32(0), low
     high = jnp.uint32(0)
     for index, stride in zip(coordinates, strides, strict=True):
-        term_high, term_low = _multiply_wide(index, stride)
+        term_high, term_low = multiply_wide(index, stride)
         low = low + term_low
         high = high + term_high + (low < term_low).astype(jnp.uint32)
     return high, low

@@ -67,7 +67,7 @@ def test_two_sided_mean_and_second_moment(direction):
     assert np.abs(standard_errors(g, GRADIENT.ravel())).max() < 4
     ratio = np.sum(g**2, axis=1) / np.sum(GRADIENT**2)
     assert abs(standard_errors(ratio, SECOND_MOMENT[direction])) < 4
-    assert ratio.std() / math.sqrt(KEYS) < 0.06 * SECOND_MOMENT[direction]  # the interval is narrow enough to tell
+    assert ratio.std() / math.sqrt(KEYS) < 0.08 * SECOND_MOMENT[direction]  # d + 2 is told from 2 d
 
 
 @pytest.mark.parametrize("direction", [Gaussian(), Rademacher()], ids=str)

@@ -226,7 +226,12 @@ class JsonlClassification(tfds.core.GeneratorBasedBuilder):
 
 
 class Rows(Sequence[Row]):
-    """The rows of a prepared split, read from its file when asked for."""
+    """The rows of a prepared split, read from its file when asked for.
+
+    Example:
+      >>> Rows([{"text": b"fine", "label": np.int64(1), "id": np.int64(0)}])[0]["text"]
+      'fine'
+    """
 
     def __init__(self, source: Sequence):
         self._source = source

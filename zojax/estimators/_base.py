@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from zojax import random
 from zojax.diagnostics import AutoEps, choose_eps
 from zojax.perturb import PerturbSpec
 
@@ -126,7 +127,7 @@ def finite_differences(
     def init_fn(params: Params) -> EstimatorState:
         spec.directions(params)
         unknown = Scalars(jnp.zeros(most, jnp.float32), jnp.float32(0), jnp.float32(0), jnp.ones(most, jnp.float32))
-        return EstimatorState(jnp.int32(0), key, unknown, spec.prepare(params))
+        return EstimatorState(jnp.int32(0), random.own(key), unknown, spec.prepare(params))
 
     def eps_of(params: Params, state: EstimatorState, value_fn: ValueFn) -> Array:
         if auto is not None:
