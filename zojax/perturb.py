@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from zojax import ops
+from zojax import ops, random
 from zojax.directions import Direction, Rademacher, Sparse, Sphere
 from zojax.masks import apply_mask, keep_mask
 from zojax.trees import path_string
@@ -90,8 +90,10 @@ class Perturbed:
         """z, float32, of the leaf's shape."""
         if self._is_stacked:
             return jax.vmap(Perturbed.noise)(self)
-        z = self.direction.sample(self.key, self.full_shape, start=self.start, size=self._size).reshape(self.shape)
-        return apply_mask(z, self.mask, self.base)
+        sample = functools.partial(self.direction.sample, self.key, self.full_shape, start=self.start, size=self._size)
+        # A vector is broadcast over the activations, and a fused draw would be made anew for each of their rows.
+        z = random.stored(self.key, sample) if self.ndim < 2 else sample()
+        return apply_mask(z.reshape(self.shape), self.mask, self.base)
 
     def materialize(self) -> Float[Array, "..."]:
         """base + scale z in float32."""
