@@ -13,11 +13,13 @@ from configs.base import get_base
 def get_config(source: str = "reviews") -> ml_collections.ConfigDict:
     """The config; `source` names another data set, as in --config=configs/quickstart.py:sst2."""
     c = get_base(source)
+    c.data.buckets = (32,)  # one shape, one compilation
+    c.data.length_grouped = False
     c.trainable = ("norm/", "layers/.*bias$")
     c.method.name = "forward"
     c.method.num_samples = 15
     c.optimizer.name = "adam"
-    c.optimizer.learning_rate = 2e-3
+    c.optimizer.learning_rate = 1e-3
     c.optimizer.schedule = "cosine"
     c.train.steps = 60
     c.train.eval_every = 15

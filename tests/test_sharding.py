@@ -5,6 +5,7 @@ The programs run in processes of their own, since the number of devices is fixed
     python -m tests.test_sharding process FILE NUMBER PORT
 """
 
+import functools
 import os
 import re
 import socket
@@ -25,16 +26,20 @@ from zojax.directions import Gaussian, LowRank, Rademacher, Sphere
 from zojax.perturb import PerturbSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-KEY = jax.random.key(12)
 EPS = 2.0**-6
 STEPS = 3
 DIRECTIONS = {"gaussian": Gaussian(), "rademacher": Rademacher(), "low_rank": LowRank(rank=2), "sphere": Sphere()}
+TRAINED = ("rademacher", "sphere")
 # A collective of XLA's, its result type, its operands: "%x = (f32[], u32[2]) all-reduce(...".
 COLLECTIVE = re.compile(
     r"= (\(?[^=]*?\)?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)"
     r"(?:-start)?\("
 )
 ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
+
+
+def run_key():
+    return jax.random.key(12)  # made late: a process joins the others before it touches a device
 
 
 def weights():
@@ -56,9 +61,10 @@ def loss(params, x):
     return jnp.mean(jnp.square(ops.dot(hidden, params["down"]) - x[:, :4]))
 
 
-def make(direction="rademacher", num_samples=2):
+@functools.cache
+def make(direction="rademacher"):
     spec = PerturbSpec(direction=DIRECTIONS[direction])
-    tx = estimators.chain(estimators.spsa(EPS, spec, num_samples=num_samples, key=KEY), optax.adam(1e-2))
+    tx = estimators.chain(estimators.spsa(EPS, spec, num_samples=2, key=run_key()), optax.adam(1e-2))
     return (
         tx,
         jax.jit(lambda p, s, x: tx.measure(p, s, lambda t: loss(t, x))),
@@ -74,7 +80,7 @@ def _apply(tx, params, state, scalars):
 def train(params, place, direction="rademacher"):
     """Weights and records of a few steps, the batches and the state placed by `place`."""
     tx, measure, apply = make(direction)
-    state = place(tx.init(params))
+    state = jax.jit(tx.init)(params)  # placed as the weights are
     records = []
     for batch in batches():
         scalars = measure(params, state, place(batch, rows="data"))
@@ -84,7 +90,7 @@ def train(params, place, direction="rademacher"):
 
 
 def replay(records, direction="rademacher"):
-    """The same run from its records alone, on one device."""
+    """A run from its records alone, on one device."""
     tx, _, apply = make(direction)
     params = weights()
     state = tx.init(params)
@@ -93,6 +99,7 @@ def replay(records, direction="rademacher"):
     return jax.device_get(params)
 
 
+@functools.cache
 def on_one_device(direction="rademacher"):
     return train(weights(), lambda tree, rows=None: tree, direction)
 
@@ -118,7 +125,7 @@ def mesh_program(path):
     out = {}
 
     def place(tree, rows=None):
-        return jax.device_put(tree, NamedSharding(mesh, P(rows)))
+        return jax.device_put(tree, NamedSharding(mesh, P() if rows is None else P(rows)))
 
     def sharded():
         return {name: jax.device_put(w, NamedSharding(mesh, PLACEMENT[name])) for name, w in weights().items()}
@@ -126,11 +133,11 @@ def mesh_program(path):
     for direction, kind in DIRECTIONS.items():
         spec = PerturbSpec(direction=kind)
         shardings = {name: NamedSharding(mesh, spec_) for name, spec_ in PLACEMENT.items()}
-        noise = jax.jit(spec.noise, out_shardings=shardings)(sharded(), KEY)
+        noise = jax.jit(spec.noise, out_shardings=shardings)(sharded(), run_key())
         assert not noise["up"].is_fully_replicated
         for name, z in noise.items():
             out[f"noise/{direction}/{name}"] = np.asarray(z)
-    for direction in DIRECTIONS:
+    for direction in TRAINED:
         params, records = train(sharded(), place, direction)
         for name, w in params.items():
             out[f"weights/{direction}/{name}"] = w
@@ -161,11 +168,11 @@ def process_program(path, number, port):
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
 
     def place(tree, rows=None):
-        sharding = NamedSharding(mesh, P(rows))
         if rows is None:
-            return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
+            return jax.device_put(tree, NamedSharding(mesh, P()))
         half = len(tree) // 2
-        return jax.make_array_from_process_local_data(sharding, tree[number * half : (number + 1) * half])
+        mine = tree[number * half : (number + 1) * half]
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, P(rows)), mine)
 
     params, records = train(place(weights()), place)
     np.savez(path, **params, projected=[r.projected for r in records], value=[r.value for r in records])
@@ -202,17 +209,17 @@ def mesh_run(tmp_path_factory):
     return np.load(path)
 
 
-every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+every_trained = pytest.mark.parametrize("direction", TRAINED)
 
 
-@every_direction
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_noise_has_the_same_bits_on_every_shard(mesh_run, direction):
-    whole = jax.jit(PerturbSpec(direction=DIRECTIONS[direction]).noise)(weights(), KEY)
+    whole = jax.jit(PerturbSpec(direction=DIRECTIONS[direction]).noise)(weights(), run_key())
     for name, z in whole.items():
         np.testing.assert_array_equal(mesh_run[f"noise/{direction}/{name}"], z)
 
 
-@every_direction
+@every_trained
 def test_sharded_scalars_are_those_of_one_device(mesh_run, direction):
     _, records = on_one_device(direction)
     # The loss is summed in another order: 2^-20 of it over eps in a projected gradient. Later steps start from weights
@@ -224,7 +231,7 @@ def test_sharded_scalars_are_those_of_one_device(mesh_run, direction):
         np.testing.assert_allclose(mesh_run[f"value/{direction}"][step], record.value, rtol=1e-5)
 
 
-@every_direction
+@every_trained
 def test_a_sharded_run_replays_on_one_device_to_the_bit(mesh_run, direction):
     _, like = on_one_device(direction)
     records = [
@@ -275,7 +282,7 @@ def test_two_processes_agree(tmp_path):
     first, second = (np.load(tmp_path / f"{number}.npz") for number in (0, 1))
     for name in first.files:
         np.testing.assert_array_equal(first[name], second[name])
-    params, records = on_one_device()
+    _, records = on_one_device()
     for step, record in enumerate(records):
         tolerance = 2.0**-20 * abs(record.value) / EPS * (1 if step == 0 else 10)  # as above
         np.testing.assert_allclose(first["projected"][step], record.projected, atol=tolerance, rtol=0)
