@@ -99,6 +99,15 @@ def test_signs_survive_half_precision_exactly(dtype):
     np.testing.assert_array_equal(product, 0.25 * (x @ spec.noise(params, KEY)["w"]))
 
 
+def test_products_with_half_precision_weights_multiply_in_half_precision():
+    spec, x = PerturbSpec(direction=Gaussian()), jnp.ones((3, 16))
+    leaf = spec.perturb({"w": jnp.zeros((16, 8), jnp.bfloat16)}, KEY, jnp.float32(1))["w"]
+    products = [e for e in jax.make_jaxpr(ops.dot)(x, leaf).eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 2  # the weight's and the noise's
+    assert {v.aval.dtype.name for e in products for v in e.invars} == {"bfloat16"}
+    assert {v.aval.dtype.name for e in products for v in e.outvars} == {"float32"}
+
+
 @every_direction
 def test_scale_zero_is_the_weight_itself(direction):
     spec, params = PerturbSpec(direction=direction), weights(jnp.bfloat16)

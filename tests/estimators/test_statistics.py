@@ -70,6 +70,15 @@ def test_two_sided_mean_and_second_moment(direction):
     assert ratio.std() / math.sqrt(KEYS) < 0.08 * SECOND_MOMENT[direction]  # d + 2 is told from 2 d
 
 
+@pytest.mark.parametrize("direction", [Rademacher(), Sphere()], ids=str)
+def test_each_estimate_lies_on_its_sphere(direction):
+    # g = (grad . z) z with |z|^2 = d, so that |g|^2 = d (g . grad) for every single key.
+    g = estimates(direction, count=200)
+    inner = g @ GRADIENT.ravel()
+    # The rounding of a loss of about 20 over 2 eps = 2^-4 in grad . z, squared: 1e-4 of a root mean square of 55.
+    np.testing.assert_allclose(np.sum(g**2, axis=1), M * N * inner, rtol=1e-3, atol=1e-3 * np.mean(inner))
+
+
 @pytest.mark.parametrize("direction", [Gaussian(), Rademacher()], ids=str)
 def test_one_sided_mean(direction):
     # (f(w + e z) - f(w)) / e = grad . z + e / 2 z^T H z: the second term times z has no mean, as z -> -z shows.
