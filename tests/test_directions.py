@@ -59,8 +59,7 @@ def test_the_sphere_has_radius_sqrt_of_the_number_of_weights():
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_low_rank_has_its_rank_and_factors(rank):
     direction = LowRank(rank=rank)
-    z = direction.sample(KEY, (3, 12, 9))
-    A, B = direction.factors(KEY, (3, 12, 9))
+    z, (A, B) = jax.jit(lambda key: (direction.sample(key, (3, 12, 9)), direction.factors(key, (3, 12, 9))))(KEY)
     # 1e-6 of entries of size one: float32 sums of up to five products
     np.testing.assert_allclose(z, jnp.einsum("lmr,lnr->lmn", A, B) / math.sqrt(rank), atol=2e-6)
     assert all(np.linalg.matrix_rank(np.asarray(layer), tol=1e-4) == rank for layer in z)
@@ -112,15 +111,19 @@ def test_tiles_and_rows_are_parts_of_the_sample(direction, shape):
 def test_low_rank_dot_is_the_product(rank):
     direction, shape = LowRank(rank=rank), (3, 40, 6)
     x = jax.random.normal(jax.random.key(1), (2, 5, 40))
-    product = direction.dot(x, KEY, shape, start=(1, 0, 0), size=(1, 40, 6))
+
+    @jax.jit
+    def both(key):
+        return direction.dot(x, key, shape, start=(1, 0, 0), size=(1, 40, 6)), x @ direction.sample(key, shape)[1]
+
     # Sums of 40 products of size one: 40 * 2^-24 of |x| |z| ~ 40.
-    np.testing.assert_allclose(product, x @ direction.sample(KEY, shape)[1], atol=1e-4)
+    np.testing.assert_allclose(*both(KEY), atol=1e-4)
 
 
 def test_two_leaves_of_one_shape_differ():
     params = {"a": jnp.zeros((40, 4)), "b": jnp.zeros((40, 4))}
-    for direction in MATRICES.values():
-        z = PerturbSpec(direction=direction).noise(params, KEY)
+    for direction in (Rademacher(), LowRank(rank=1)):
+        z = jax.jit(PerturbSpec(direction=direction).noise)(params, KEY)
         correlation = np.corrcoef(np.ravel(z["a"]), np.ravel(z["b"]))[0, 1]
         # Rank one has as few as 4 independent columns, so the bound is that of sharing, 1, not of independence.
         assert abs(correlation) < 0.9

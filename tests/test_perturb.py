@@ -287,11 +287,17 @@ def test_packed_masks_choose_the_weights():
     kept = spec.prepare(params)
     z = jax.jit(spec.noise)(params, KEY, kept)
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x != 0, z), chosen)
-    leaves = spec.perturb(params, KEY, jnp.float32(SCALE), kept)
-    dense = densely(params, z)
-    scanned = jax.lax.scan(lambda c, layer: (c, ops.dot(jnp.eye(6), layer)), 0, leaves["s"])[1]
+    dense, ids = densely(params, z), jnp.array([5, 0, 5])
+
+    @jax.jit
+    def use(params, key):
+        leaves = spec.perturb(params, key, jnp.float32(SCALE), kept)
+        scanned = jax.lax.scan(lambda c, layer: (c, ops.dot(jnp.eye(6), layer)), 0, leaves["s"])[1]
+        return scanned, ops.embed(leaves["w"], ids)
+
+    scanned, rows = use(params, KEY)
     np.testing.assert_array_equal(scanned, dense["s"])  # 1 +- 0.5 is exact
-    np.testing.assert_array_equal(ops.embed(leaves["w"], jnp.array([5, 0, 5])), dense["w"][jnp.array([5, 0, 5])])
+    np.testing.assert_array_equal(rows, dense["w"][ids])
     assert kept["w"].size * 4 <= 6 * 8  # a bit a weight, rows padded to words
 
 
@@ -299,9 +305,14 @@ def test_layer_masks_move_their_layers_alone():
     params = {"w": jnp.ones((4, 3, 2)), "b": jnp.ones((4, 3)), "g": jnp.ones((4,))}
     spec = PerturbSpec(direction=Sparse(), stacked=(".",), masks=layer_masks((0, 2)))
     kept = spec.prepare(params)
-    z = spec.noise(params, KEY, kept)
-    leaves = spec.perturb(params, KEY, jnp.float32(SCALE), kept)
-    layers = jax.lax.scan(lambda c, x: (c, {name: ops.value(leaf) for name, leaf in x.items()}), 0, leaves)[1]
+
+    @jax.jit
+    def both(params, key):
+        leaves = spec.perturb(params, key, jnp.float32(SCALE), kept)
+        layer = lambda c, x: (c, {name: ops.value(leaf) for name, leaf in x.items()})  # noqa: E731
+        return spec.noise(params, key, kept), jax.lax.scan(layer, 0, leaves)[1]
+
+    z, layers = both(params, KEY)
     for name, w in params.items():
         moved = [bool((z[name][layer] != 0).all()) for layer in range(4)]
         assert moved == [True, False, True, False]
