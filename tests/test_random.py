@@ -285,6 +285,34 @@ def test_refusals():
         random.bits(jax.random.key(0, impl="rbg"), (3,))
 
 
+# ---------------------------------------------------------------- keys as two words
+
+
+def test_two_words_do_for_a_key():
+    shape, start, size = (70, 9), (33, 2), (35, 7)
+    tile = {"start": start, "size": size}
+    coordinates = (jnp.uint32(69), jnp.arange(9, dtype=jnp.uint32))
+
+    @jax.jit
+    def draw(key):
+        full = [getattr(random, name)(key, shape) for name in (*DRAWS, "signs")]
+        part = [getattr(random, name)(key, shape, **tile) for name in (*DRAWS, "signs")]
+        at = [getattr(random, name)(key, shape, coordinates) for name in ("bits_at", "normal_at", "signs_at")]
+        return full + part + at + [random.stored(key, lambda: random.bits(key, shape))]
+
+    words = random.key_words(KEY)
+    assert [int(word) for word in words] == jax.random.key_data(KEY).tolist()
+    for by_words, by_key in zip(draw(words), draw(KEY), strict=True):
+        assert equal(by_words, by_key)
+
+
+def test_words_that_are_no_key():
+    word = jnp.uint32(1)
+    for words in [(word, jnp.int32(1)), (word, 1), (jnp.zeros((2,), jnp.uint32), word)]:
+        with pytest.raises(ValueError, match="pair of uint32 scalars"):
+            random.bits(words, (3,))
+
+
 # ---------------------------------------------------------------- inside kernels
 
 FULL, TILE = (16, 128), (8, 128)

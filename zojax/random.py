@@ -8,11 +8,14 @@ inside a kernel, on another host, later.
 
 `signs` is this library's own format: one 32-bit word serves 32 rows, so a random sign costs 1/32 of a draw.
 
+Where a function takes a key, a pair of uint32 scalars does as well, the key's two words: kernels hold no typed keys.
+
 Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,7 @@ from zojax._threefry import multiply_wide, threefry2x32
 __all__ = [
     "bits",
     "bits_at",
+    "key_words",
     "normal",
     "normal_at",
     "own",
@@ -38,6 +42,9 @@ __all__ = [
 
 FORMAT = 1
 """Version of the noise format: how keys are derived and elements are addressed. A log of a run names it."""
+
+KeyOrWords = Key[Array, ""] | tuple[Any, Any]
+"""One typed threefry key, or the two uint32 scalars that are its data."""
 
 
 def own(key: Key[Array, ""]) -> Key[Array, ""]:
@@ -53,11 +60,31 @@ def own(key: Key[Array, ""]) -> Key[Array, ""]:
       >>> bool(own(jax.random.key(3)) == jax.random.key(3))
       True
     """
-    _key_words(key)
+    key_words(key)
     return jax.random.wrap_key_data(jnp.array(jax.random.key_data(key), copy=True), impl="threefry2x32")
 
 
-def _key_words(key: Key[Array, ""]) -> tuple[Array, Array]:
+def key_words(key: KeyOrWords) -> tuple[Any, Any]:
+    """The two words of a key, as kernels hold it.
+
+    Args:
+      key: typed threefry key, or its two words, which come back as they are.
+
+    Returns:
+      Two uint32 scalars.
+
+    Raises:
+      ValueError: if the key is neither.
+
+    Example:
+      >>> [int(word) for word in key_words(jax.random.key(3))]
+      [0, 3]
+    """
+    if isinstance(key, tuple):
+        kinds = [f"{word.dtype}{list(word.shape)}" if hasattr(word, "shape") else type(word).__name__ for word in key]
+        if kinds != ["uint32[]", "uint32[]"]:
+            raise ValueError(f"key: a typed key or a pair of uint32 scalars is needed, not ({', '.join(kinds)})")
+        return key
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"key: a typed key is needed (jax.random.key(seed)), not an array of {key.dtype}")
     words = jax.random.key_data(key)
@@ -97,12 +124,12 @@ def _coordinates(shape: Sequence[int], start, size: Sequence[int] | None) -> lis
 
 
 def bits_at(
-    key: Key[Array, ""], shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+    key: KeyOrWords, shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
 ) -> UInt32[Array, "..."]:
     """Elements of `bits(key, shape)` at given coordinates.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape of the array that is addressed.
       coordinates: one unsigned integer array an axis, broadcastable to each other.
 
@@ -119,17 +146,17 @@ def bits_at(
       True
     """
     high, low = _counter([jnp.asarray(c).astype(jnp.uint32) for c in coordinates], shape)
-    w0, w1 = threefry2x32(*_key_words(key), high, low)
+    w0, w1 = threefry2x32(*key_words(key), high, low)
     return w0 ^ w1
 
 
 def bits(
-    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+    key: KeyOrWords, shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
 ) -> UInt32[Array, "..."]:
     """Uniform random 32-bit words: `jax.random.bits(key, shape)`, or a tile of it.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape.
       start: first coordinate of the tile in each axis (traced or not); None: the origin.
       size: shape of the tile; None: the full shape.
@@ -156,7 +183,7 @@ def _uniform(words: UInt32[Array, "*s"], minval, maxval) -> Float[Array, "*s"]:
 
 
 def uniform(
-    key: Key[Array, ""],
+    key: KeyOrWords,
     shape: Sequence[int],
     *,
     minval: float = 0.0,
@@ -167,7 +194,7 @@ def uniform(
     """Uniform float32 in [minval, maxval): `jax.random.uniform(key, shape)`, or a tile of it.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape.
       minval: lower bound, included.
       maxval: upper bound, excluded.
@@ -194,14 +221,14 @@ def _normal(words: UInt32[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def normal(
-    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+    key: KeyOrWords, shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
 ) -> Float[Array, "..."]:
     """Standard normal float32: `jax.random.normal(key, shape)`, or a tile of it.
 
     Equal to it bit for bit within a backend, and to a few units in the last place across backends.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape.
       start: first coordinate of the tile in each axis; None: the origin.
       size: shape of the tile; None: the full shape.
@@ -220,12 +247,12 @@ def normal(
 
 
 def normal_at(
-    key: Key[Array, ""], shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+    key: KeyOrWords, shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
 ) -> Float[Array, "..."]:
     """Elements of `normal(key, shape)` at given coordinates.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape.
       coordinates: one unsigned integer array an axis, broadcastable to each other.
 
@@ -243,14 +270,14 @@ def normal_at(
 
 
 def rademacher(
-    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+    key: KeyOrWords, shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
 ) -> Float[Array, "..."]:
     """Random signs as float32: `jax.random.rademacher(key, shape)`, or a tile of it.
 
     `signs` draws from another format at 1/32 of the cost.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape.
       start: first coordinate of the tile in each axis; None: the origin.
       size: shape of the tile; None: the full shape.
@@ -285,12 +312,12 @@ def _word_shape(view: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def signs_at(
-    key: Key[Array, ""], shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+    key: KeyOrWords, shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
 ) -> Float[Array, "..."]:
     """Elements of `signs(key, shape)` at given coordinates, one draw an element.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape.
       coordinates: one unsigned integer array an axis, broadcastable to each other.
 
@@ -310,7 +337,7 @@ def signs_at(
     return _sign((words >> (row & np.uint32(31))) << np.uint32(31))
 
 
-def stored(key: Key[Array, ""], make: Callable[[], Array]) -> Array:
+def stored(key: KeyOrWords, make: Callable[[], Array]) -> Array:
     """The array `make()`, kept in memory apart from its consumers.
 
     XLA would fuse a draw into what consumes it and so repeat it for every use of an element: 32 times for a word of
@@ -330,20 +357,20 @@ def stored(key: Key[Array, ""], make: Callable[[], Array]) -> Array:
       >>> stored(key, lambda: bits(key, (3,))).shape
       (3,)
     """
-    always = (_key_words(key)[0] | np.uint32(1)) != np.uint32(0)
+    always = (key_words(key)[0] | np.uint32(1)) != np.uint32(0)
     like = jax.eval_shape(make)
     return lax.cond(always, make, lambda: jnp.zeros(like.shape, like.dtype))
 
 
 def signs(
-    key: Key[Array, ""], shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+    key: KeyOrWords, shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
 ) -> Float[Array, "..."]:
     """Random signs, 32 from one word: bit r % 32 of word (r // 32, c), for an array seen as [.., R, C].
 
     The words are `bits(key, [.., ceil(R / 32), C])`; a set bit is -1. A format of this library.
 
     Args:
-      key: typed threefry key.
+      key: typed threefry key, or its two words.
       shape: full shape; fewer than two axes are seen as one row.
       start: first coordinate of the tile in each axis; None: the origin.
       size: shape of the tile; None: the full shape. A tile that covers whole rows and columns costs one draw for 32

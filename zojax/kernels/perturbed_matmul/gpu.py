@@ -1,0 +1,142 @@
+"""The perturbed product on a GPU, through Triton: noise is made in registers beside the tile that it perturbs.
+
+Not through Mosaic GPU: its products are those of the tensor cores, which have no float32, and its register layouts do
+not spread one word of signs over 32 rows. Triton does both.
+
+Signs are bit for bit those of `zojax.random`. Normals are within 4 units in the last place of a CPU's: the PTX that
+jaxlib 0.10.2 compiles for an H100 rounds every product of erf_inv (a fused 1 - u u would differ by 65 units in the
+tail), and its arithmetic, repeated in numpy over 3 million words, differs by 4 at most. No GPU has confirmed that yet.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+from jaxtyping import Array, Float, Num
+
+from zojax.kernels._platform import cdiv, is_power_of_two
+from zojax.kernels.perturbed_matmul.reference import Direction, operand_dtype, product, splits
+from zojax.kernels.perturbed_matmul.tile import noise
+
+__all__ = ["Config"]
+
+PLATFORM = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Block sizes, all powers of two.
+
+    Attributes:
+      block_m: rows of each side of x a program; at least 16. Noise is made once for every block of rows.
+      block_n: columns of w a program; at least 16.
+      block_k: depth of one product; at least 32, the rows of a word of signs.
+      num_warps: warps a program.
+      num_stages: depth of the software pipeline.
+
+    Example:
+      >>> Config(block_m=16).block_k
+      32
+    """
+
+    block_m: int = 64
+    block_n: int = 64
+    block_k: int = 32
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+def default_config(x, w, words, scale, w_scale, start) -> Config:
+    """Fewer rows where x has few."""
+    del w, words, scale, w_scale, start
+    return Config(block_m=min(Config.block_m, max(16, 1 << (x.shape[1] - 1).bit_length())))
+
+
+def supported(x, w, words, scale, w_scale, start, *, direction: Direction, full_shape, config: Config) -> str | None:
+    """None, or the reason why this kernel refuses the arguments of `reference.perturbed_matmul`."""
+    del words, scale, w_scale, start, direction, full_shape
+    blocks = (config.block_m, config.block_n, config.block_k)
+    if not all(map(is_power_of_two, blocks)) or min(blocks) < 16 or config.block_k < 32:
+        return f"{config}: blocks must be powers of two, block_m and block_n at least 16 and block_k at least 32"
+    if w.dtype == jnp.int4:
+        return "w: Triton loads no int4"
+    if max(x.size, w.size, x.shape[0] * x.shape[1] * w.shape[1]) >= 2**31:
+        return f"x, w: shapes {x.shape} and {w.shape}; Triton counts the elements of an operand or a result in 31 bits"
+    return None
+
+
+def _window(ref, lead: tuple[int, ...], first: tuple, size: tuple[int, int]):
+    """(window, mask) of the tile at `first` of the matrix ref[lead]; the mask is None where tiles divide the matrix."""
+    shape = ref.shape[-2:]
+    axes = [axis for axis in (0, 1) if shape[axis] % size[axis]]
+    inside = [first[axis] + lax.broadcasted_iota(jnp.int32, size, axis) < shape[axis] for axis in axes]
+    window = ref.at[(*map(jnp.int32, lead), pl.ds(first[0], size[0]), pl.ds(first[1], size[1]))]
+    return window, functools.reduce(operator.and_, inside) if inside else None
+
+
+def _load(ref, lead: tuple[int, ...], first: tuple, size: tuple[int, int]) -> Array:
+    window, mask = _window(ref, lead, first, size)
+    return plt.load(window) if mask is None else plt.load(window, mask=mask, other=0)
+
+
+def _kernel(index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_shape, block, has_start):
+    """One tile of both sides."""
+    *w_scale_ref, out_ref = rest
+    sides, (block_m, block_n, block_k) = x_ref.shape[0], block
+    row, column = pl.program_id(0) * block_m, pl.program_id(1) * block_n
+    words = index_ref[0], index_ref[1]
+    start = [index_ref[2 + axis] for axis in range(len(full_shape))] if has_start else None
+    scale = scale_ref[0]
+    w_scale = _load(w_scale_ref[0], (), (0, column), (1, block_n)) if w_scale_ref else None
+
+    def step(number, totals):
+        at = number * block_k
+        z = noise(direction, words, full_shape, start, at, column, (block_k, block_n))
+        w = _load(w_ref, (), (at, column), (block_k, block_n))
+        x = [_load(x_ref, (side,), (row, at), (block_m, block_k)) for side in range(sides)]
+        parts = [product(x[side], w, z, scale if side == 0 else -scale, w_scale) for side in range(sides)]
+        return tuple(total + part for total, part in zip(totals, parts, strict=True))
+
+    zero = jnp.zeros((block_m, block_n), jnp.float32)
+    totals = lax.fori_loop(0, cdiv(w_ref.shape[0], block_k), step, (zero,) * sides)
+    for side, total in enumerate(totals):
+        window, mask = _window(out_ref, (side,), (row, column), (block_m, block_n))
+        plt.store(window, total, mask=mask)
+
+
+def run(
+    x: Float[Array, "sides m k"],
+    w: Num[Array, "k n"],
+    words,
+    scale: Float[Array, ""],
+    w_scale: Float[Array, "one n"] | None,
+    start,
+    *,
+    direction: Direction,
+    full_shape: Sequence[int],
+    config: Config,
+    interpret: bool = False,
+) -> Float[Array, "sides m n"]:
+    """`reference.perturbed_matmul` by this kernel."""
+    (sides, m, _), n = x.shape, w.shape[1]
+    block = (config.block_m, config.block_n, config.block_k)
+    x = x.astype(operand_dtype(w.dtype)) if splits(w.dtype) else x
+    index = jnp.stack(words) if start is None else jnp.concatenate([jnp.stack(words), start])
+    kernel = functools.partial(
+        _kernel, direction=direction, full_shape=full_shape, block=block, has_start=start is not None
+    )
+    # The first axis of the grid counts fastest: programs that share a tile of weights follow one another.
+    return pl.pallas_call(
+        kernel,
+        grid=(cdiv(m, config.block_m), cdiv(n, config.block_n)),
+        out_shape=jax.ShapeDtypeStruct((sides, m, n), jnp.float32),
+        compiler_params=plt.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="perturbed_matmul",
+    )(index, scale.reshape(1), x, w, *([] if w_scale is None else [w_scale]))

@@ -1,0 +1,124 @@
+"""The scaled integer product on a GPU, through Triton.
+
+Mosaic GPU would take 8-bit operands of `wgmma` with k as their last axis only (w lies the other way round) and lowers
+no `vmap` of a kernel; Triton does both.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+from jaxtyping import Array, Float, Num
+
+from zojax.kernels._platform import is_power_of_two
+from zojax.kernels.quantized_matmul.reference import is_integer
+
+__all__ = ["Config"]
+
+PLATFORM = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Block sizes, all powers of two.
+
+    Attributes:
+      block_m: rows of x a program; at least 16.
+      block_n: columns of w a program; at least 16.
+      block_k: depth of one product; at least 32, and a divisor of the group's rows where w has group scales.
+      num_warps: warps a program.
+      num_stages: depth of the software pipeline.
+
+    Example:
+      >>> Config(block_m=16).block_k
+      64
+    """
+
+    block_m: int = 64
+    block_n: int = 128
+    block_k: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+def default_config(x, w, x_scale, w_scale) -> Config:
+    """Blocks for these arguments: no taller than x, and a depth that divides a group."""
+    rows = next((rows for rows in (16, 32) if x.shape[0] <= rows), Config.block_m)
+    group = w.shape[0] // w_scale.shape[0]
+    return Config(block_m=rows, block_k=32 if group % Config.block_k else Config.block_k)
+
+
+def _lacks_e4m3() -> bool:
+    """Whether this machine's GPU is older than Ada (8.9), which was the first to convert float8_e4m3fn."""
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return capability is not None and float(capability) < 8.9
+
+
+def supported(x, w, x_scale, w_scale, *, config: Config) -> str | None:
+    """None, or the reason why this kernel refuses the arguments of `scaled_product`."""
+    groups = w_scale.shape[0]
+    blocks = (config.block_m, config.block_n, config.block_k)
+    if not all(map(is_power_of_two, blocks)) or min(blocks) < 16 or config.block_k < 32:
+        return f"{config}: blocks must be powers of two, block_m and block_n at least 16 and block_k at least 32"
+    if groups > 1 and (w.shape[0] // groups) % config.block_k:
+        return f"w_scale: a group of {w.shape[0] // groups} rows is not a multiple of block_k={config.block_k}"
+    if jnp.float8_e4m3fn in (x.dtype, w.dtype) and _lacks_e4m3():
+        return "x, w: float8_e4m3fn needs a GPU of compute capability 8.9 or more"
+    return None
+
+
+def _kernel(x_ref, w_ref, x_scale_ref, w_scale_ref, out_ref, *, block_k: int, steps: int):
+    """One tile of the result: `steps` products of depth block_k a group, then the group's scale."""
+    integer = is_integer(x_ref.dtype)
+    operand, acc_dtype = (jnp.int8, jnp.int32) if integer else (jnp.bfloat16, jnp.float32)
+    tile = out_ref.shape
+
+    def add_group(group, total):
+        def add_product(step, acc):
+            rows = pl.ds((group * steps + step) * block_k, block_k)
+            x, w = x_ref[:, rows].astype(operand), w_ref[rows, :].astype(operand)
+            return acc + jnp.dot(x, w, preferred_element_type=acc_dtype)
+
+        acc = lax.fori_loop(0, steps, add_product, jnp.zeros(tile, acc_dtype))
+        return total + acc.astype(jnp.float32) * w_scale_ref[pl.ds(group, 1), :]
+
+    total = lax.fori_loop(0, w_scale_ref.shape[0], add_group, jnp.zeros(tile, jnp.float32))
+    out_ref[...] = total * x_scale_ref[...]
+
+
+@partial(jax.jit, static_argnames=("config", "interpret"))
+def run(
+    x: Num[Array, "m k"],
+    w: Num[Array, "k n"],
+    x_scale: Float[Array, "m 1"],
+    w_scale: Float[Array, "groups n"],
+    *,
+    config: Config,
+    interpret: bool = False,
+) -> Float[Array, "m n"]:
+    """`scaled_product` by this kernel; what the blocks do not divide is padded with zeros, which is a copy."""
+    (m, k), (groups, n) = x.shape, w_scale.shape
+    to_m, to_n, to_k = -m % config.block_m, -n % config.block_n, -k % config.block_k
+    x, w = jnp.pad(x, ((0, to_m), (0, to_k))), jnp.pad(w, ((0, to_k), (0, to_n)))
+    x_scale, w_scale = jnp.pad(x_scale, ((0, to_m), (0, 0))), jnp.pad(w_scale, ((0, 0), (0, to_n)))
+    depth = x.shape[1]
+    out = pl.pallas_call(
+        partial(_kernel, block_k=config.block_k, steps=depth // groups // config.block_k),
+        grid=(x.shape[0] // config.block_m, w.shape[1] // config.block_n),
+        in_specs=[
+            pl.BlockSpec((config.block_m, depth), lambda i, j: (i, 0)),
+            pl.BlockSpec((depth, config.block_n), lambda i, j: (0, j)),
+            pl.BlockSpec((config.block_m, 1), lambda i, j: (i, 0)),
+            pl.BlockSpec((groups, config.block_n), lambda i, j: (0, j)),
+        ],
+        out_specs=pl.BlockSpec((config.block_m, config.block_n), lambda i, j: (i, j)),
+        out_shape=jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32),
+        compiler_params=plt.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="quantized_matmul",
+    )(x, w, x_scale, w_scale)
+    return out[:m, :n]
