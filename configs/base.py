@@ -18,6 +18,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "max_length": 64,
                 "buckets": (16, 24, 32, 48, 64),
                 "length_grouped": True,
+                "sampling": "uniform",
                 "batch_size": 16,
                 "eval_batch_size": 64,
             },

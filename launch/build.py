@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -117,14 +117,6 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         if name != "train":
             loaded = text.load(config.data.source, name, num_classes=config.data.num_classes)
             examples[name] = _tokenized(loaded, tokenizer, config)
-    batches = pipeline.train_batches(
-        examples["train"],
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        max_length=config.data.max_length,
-        buckets=tuple(config.data.buckets) or None,
-        length_grouped=config.data.length_grouped,
-    )
     evaluation = {
         name: pipeline.eval_batches(
             rows,
@@ -143,9 +135,22 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
     zero_head = None
     # Before anything costly: a pattern that matches nothing ends the program here.
     split(params, tuple(config.trainable))
+    probabilities = None
     if config.model.head == "probe":
         zero_head = params["head"]
-        params = params | {"head": _probe(task, params, evaluation)}
+        features = {name: _features(task, params, evaluation[name]) for name in ("train", "dev") if name in evaluation}
+        params = params | {"head": _probe(features, task.num_classes)}
+        if config.data.sampling == "importance":
+            probabilities = _importance(features["train"], params["head"])
+    batches = pipeline.train_batches(
+        examples["train"],
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        max_length=config.data.max_length,
+        buckets=tuple(config.data.buckets) or None,
+        length_grouped=config.data.length_grouped,
+        probabilities=probabilities,
+    )
     trainable, frozen = split(params, tuple(config.trainable))
     run_key = jax.random.fold_in(root, 1)
     method, tx = make_method(
@@ -173,21 +178,38 @@ def _tokenized(rows: Any, tokenizer: Tokenizer, config: Config) -> Any:
     return pipeline.tokenized(rows, tokenizer, max_length=config.data.max_length)
 
 
-def _probe(task: TextClassifier, params: Params, evaluation: dict[str, list[Any]]) -> Params:
+class _Features(NamedTuple):
+    """Features, labels and row numbers of the examples of a split."""
+
+    x: np.ndarray
+    y: np.ndarray
+    id: np.ndarray
+
+
+def _features(task: TextClassifier, params: Params, batches: list[Any]) -> _Features:
     features = jax.jit(task.features)
+    keep = [batch["weight"] > 0 for batch in batches]
+    rows = [np.asarray(features(params, b))[k] for b, k in zip(batches, keep, strict=True)]
+    labels, ids = ([b[name][k] for b, k in zip(batches, keep, strict=True)] for name in ("label", "id"))
+    return _Features(np.concatenate(rows), np.concatenate(labels), np.concatenate(ids))
 
-    def collect(batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-        keep = [batch["weight"] > 0 for batch in batches]
-        rows = [np.asarray(features(params, b))[k] for b, k in zip(batches, keep, strict=True)]
-        labels = [b["label"][k] for b, k in zip(batches, keep, strict=True)]
-        return np.concatenate(rows), np.concatenate(labels)
 
-    x, y = collect(evaluation["train"])
-    if "dev" in evaluation:
-        _, head = probe.choose_l2(x, y, *collect(evaluation["dev"]), num_classes=task.num_classes)
+def _probe(features: dict[str, _Features], num_classes: int) -> Params:
+    train = features["train"]
+    if "dev" in features:
+        dev = features["dev"]
+        _, head = probe.choose_l2(train.x, train.y, dev.x, dev.y, num_classes=num_classes)
     else:
-        head = probe.fit_linear_probe(x, y, num_classes=task.num_classes, l2=0.01)
+        head = probe.fit_linear_probe(train.x, train.y, num_classes=num_classes, l2=0.01)
     return jax.tree.map(jax.numpy.asarray, head)
+
+
+def _importance(features: _Features, head: Params) -> np.ndarray:
+    """Probabilities of the training examples, by the logits of the head on features that its fit has needed anyway."""
+    logits = features.x @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    probabilities = pipeline.importance(logits, features.y)
+    # Features come in the order of evaluation; an example's id is its row.
+    return probabilities[np.argsort(features.id)]
 
 
 def make_method(

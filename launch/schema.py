@@ -56,6 +56,7 @@ FIELDS: dict[str, _Field] = {
         (tuple, list), lambda v: all(type(b) is int and b > 0 for b in v), "a tuple of padded lengths, or ()"
     ),
     "data.length_grouped": _flag(),  # batches of texts of like length
+    "data.sampling": _choice("uniform", "importance"),  # importance: by the probe's error on each example
     "data.batch_size": _integer(1),
     "data.eval_batch_size": _integer(1),
     "model.name": _choice("bert_classifier"),
@@ -125,6 +126,16 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             f"config.train.microbatches is {config.train.microbatches}; it must divide "
             f"config.data.batch_size, {config.data.batch_size}"
+        )
+    if config.data.sampling == "importance" and config.train.microbatches > 1:
+        # The loss divides by the weights of each part, which sum to another number in each.
+        raise ValueError(
+            f"config.train.microbatches is {config.train.microbatches}; it must be 1, or config.data.sampling uniform"
+        )
+    if config.data.sampling == "importance" and config.model.head != "probe":
+        raise ValueError(
+            f"config.data.sampling is 'importance', but config.model.head is {config.model.head!r}, which scores all "
+            "examples alike; the head must be probe, or the sampling uniform"
         )
     if config.optimizer.warmup_steps > config.train.steps:
         raise ValueError(

@@ -81,6 +81,7 @@ def tiny(tmp_path_factory) -> dict:
             "max_length": 8,
             "buckets": (),
             "length_grouped": False,
+            "sampling": "uniform",
             "batch_size": 4,
             "eval_batch_size": 8,
         },

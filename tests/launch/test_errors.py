@@ -36,6 +36,15 @@ FLAGS = [
     (["--config.optimizer.weight_decay=0.1"], "config.optimizer.weight_decay is 0.1; adam has none"),
     (["--config.optimizer.warmup_steps=9"], "config.optimizer.warmup_steps is 9; it must be at most"),
     (["--config.train.microbatches=3"], "config.train.microbatches is 3; it must divide config.data.batch_size, 4"),
+    (["--config.data.sampling=best"], "config.data.sampling is 'best'; it must be one of uniform, importance"),
+    (
+        ["--config.data.sampling=importance", "--config.train.microbatches=2"],
+        "config.train.microbatches is 2; it must be 1, or config.data.sampling uniform",
+    ),
+    (
+        ["--config.data.sampling=importance", "--config.model.head=zero"],
+        "config.data.sampling is 'importance', but config.model.head is 'zero'",
+    ),
     (["--config.trainable=()"], "config.trainable is []; it must be a tuple of patterns"),
     (["--config.trainable=('nowhere',)"], "trainable: the pattern 'nowhere' matches no leaf"),
     (["--config.data.source=/nowhere"], "/nowhere"),

@@ -1,7 +1,8 @@
-"""Tokenised examples to padded numpy batches: endless shuffled ones to train on, ordered ones to evaluate on.
+"""Tokenised examples to padded numpy batches: endless random ones to train on, ordered ones to evaluate on.
 
-Batch number n is a pure function of (examples, seed, n). So the state of an iterator is one integer, skipping
-costs nothing, and no buffer of shuffled rows stands between a checkpoint and the batches after it.
+Batch number n is a pure function of (examples, probabilities, seed, n). So the state of an iterator is one
+integer, skipping costs nothing, and no buffer of shuffled rows stands between a checkpoint and the batches after
+it.
 """
 
 import functools
@@ -12,7 +13,7 @@ from typing import TypedDict
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 
 from zojax.data.text import Row
 from zojax.data.tokenize import Tokenizer
@@ -33,8 +34,8 @@ class Example(TypedDict):
 class Batch(TypedDict):
     """Examples padded to one length; `tokens` is 0 where `mask` is False.
 
-    `weight` is 1 for examples and 0 for the rows that fill up the last batch of an evaluation; such rows
-    repeat an example (so that no row is without tokens) and have id -1.
+    `weight` is 1 for examples, 1/(N p_i) for those drawn by probabilities, and 0 for the rows that fill up the
+    last batch of an evaluation; such rows repeat an example (so that no row is without tokens) and have id -1.
     """
 
     tokens: Int32[np.ndarray, "batch length"]
@@ -72,6 +73,45 @@ def tokenized(rows: Sequence[Row], tokenizer: Tokenizer, *, max_length: int) -> 
     return [{"tokens": ids, "label": row["label"], "id": row["id"]} for ids, row in zip(tokens, rows, strict=True)]
 
 
+def importance(
+    logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"], *, uniform: float = 0.2
+) -> Float64[np.ndarray, "n"]:
+    """Probabilities to draw examples by: large where the gradient of the cross-entropy is.
+
+        p_i = (1 - uniform) * s_i / sum_j s_j + uniform / N,   s_i = || softmax(logits_i) - onehot(labels_i) ||
+
+    s_i is the norm of the gradient at the logits. Up to a constant it bounds the norm of the gradient with respect
+    to the weights (Katharopoulos and Fleuret, arXiv 1803.00942). The uniform share bounds the weights 1/(N p_i) by
+    1/uniform. To take the scores once, before the first step, is our choice: the paper scores anew in every step.
+
+    Args:
+      logits: the model's logits for all N examples.
+      labels: their classes.
+      uniform: 0 < uniform <= 1, the share drawn without regard to the scores.
+
+    Returns:
+      float64, positive, summing to 1. All equal if all scores are.
+
+    Raises:
+      ValueError: `uniform` is out of range, or a logit is not finite.
+
+    Example:
+      >>> logits = np.array([[9.0, -9.0], [9.0, -9.0], [-9.0, 9.0], [-9.0, 9.0]])
+      >>> importance(logits, np.array([0, 1, 1, 1])).round(3)
+      array([0.05, 0.85, 0.05, 0.05])
+    """
+    if not 0 < uniform <= 1:
+        raise ValueError(f"uniform must lie above 0 and be at most 1, got {uniform}")
+    if not np.isfinite(logits).all():
+        raise ValueError(f"logits of {np.sum(~np.isfinite(logits).all(axis=1))} examples are not finite")
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    error = odds / odds.sum(axis=1, keepdims=True)
+    error[np.arange(len(labels)), labels] -= 1
+    # The smallest number keeps scores that are all 0 equal instead of 0/0.
+    scores = np.linalg.norm(error, axis=1) + np.finfo(np.float64).tiny
+    return (1 - uniform) * scores / scores.sum() + uniform / len(scores)
+
+
 def train_batches(
     examples: Sequence[Example],
     *,
@@ -80,14 +120,22 @@ def train_batches(
     max_length: int,
     buckets: Sequence[int] | None = None,
     length_grouped: bool = False,
+    probabilities: Float64[np.ndarray, "n"] | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Batches to train on: endless, reshuffled every epoch, all rows of weight 1.
+    """Batches to train on: endless, drawn anew every epoch.
 
-    An epoch is `len(examples) // batch_size` batches and visits no example twice. The remainder, which
-    would not fill a batch, is dropped from that epoch; it is another remainder in the next, since the
-    shuffle comes first.
+    An epoch is `len(examples) // batch_size` batches. Without `probabilities` it visits no example twice and
+    all rows have weight 1. The remainder, which would not fill a batch, is dropped from that epoch; it is
+    another remainder in the next, since the shuffle comes first.
+
+    With probabilities p, examples are drawn with replacement, and a row of example i has weight
+    w_i = 1/(N p_i), so that E[w_i f(i)] is the mean of f over all N examples, for each row of each epoch. A
+    batch has one draw from each of `batch_size` strata of equal probability, in the order of p (ours): its
+    weights then sum to nearly `batch_size`. That matters to a loss that divides by them, sum w l / sum w. Such
+    a ratio is consistent, but biased by about the variance of its denominator; the strata leave little of that
+    at a batch of 16. A batch of 1 gains nothing: its weight cancels. So do not cut a batch into microbatches.
 
     The iterator is grain's: `get_state`, `set_state`, and orbax saves it. See `skip` to advance it.
 
@@ -101,6 +149,10 @@ def train_batches(
         None pads every batch to `max_length`.
       length_grouped: sort by length among `GROUP_BATCHES` shuffled batches, then shuffle these batches, so
         that rows of a batch are about equally long (the project's own choice). False: plain random batches.
+        With `probabilities`, the rows of each stratum are sorted on their own. If all were sorted together,
+        and p rose with the length, long batches would be many, and a ratio would lose their small weights.
+      probabilities: of each example to be drawn, positive, summing to 1, such as `importance` makes. None: every
+        example once an epoch.
       shard_index: which consecutive slice of the rows of each batch this process gets.
       shard_count: number of slices; divides `batch_size`. All slices of a batch have the same length.
 
@@ -127,9 +179,12 @@ def train_batches(
         raise ValueError(f"batch_size must be at most the {len(examples)} examples, got {batch_size}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must lie in 0..2**64-1, got {seed}")
+    if probabilities is not None:
+        _check_probabilities(probabilities, len(examples))
     batches = _TrainBatches(
         examples,
         lengths,
+        probabilities,
         batch_size=batch_size,
         seed=seed,
         widths=_widths(buckets, max_length),
@@ -200,7 +255,7 @@ def eval_batches(
     shard = _shard(batch_size, shard_index, shard_count)
     order = np.argsort(lengths, kind="stable")
     return [
-        _collate(examples, lengths, order[start : start + batch_size], batch_size, widths, shard)
+        _collate(examples, lengths, np.ones(len(order)), order[start : start + batch_size], batch_size, widths, shard)
         for start in range(0, len(order), batch_size)
     ]
 
@@ -208,10 +263,11 @@ def eval_batches(
 class _TrainBatches:
     """The batches of all epochs as a random-access source for grain."""
 
-    def __init__(self, examples, lengths, *, batch_size, seed, widths, length_grouped, shard):
-        self._examples, self._lengths = examples, lengths
+    def __init__(self, examples, lengths, probabilities, *, batch_size, seed, widths, length_grouped, shard):
+        self._examples, self._lengths, self._probabilities = examples, lengths, probabilities
         self._batch_size, self._seed, self._widths = batch_size, seed, widths
         self._length_grouped, self._shard = length_grouped, shard
+        self._weights = np.ones(len(examples)) if probabilities is None else 1 / (len(examples) * probabilities)
         # two epochs, for a reader that goes back and forth over the border of one
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
@@ -221,26 +277,50 @@ class _TrainBatches:
     def __getitem__(self, index: int) -> Batch:
         epoch, position = divmod(index, len(self._examples) // self._batch_size)
         rows = self._epoch(epoch)[position]
-        return _collate(self._examples, self._lengths, rows, self._batch_size, self._widths, self._shard)
+        return _collate(self._examples, self._lengths, self._weights, rows, self._batch_size, self._widths, self._shard)
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
         """Row numbers [steps, batch_size] of an epoch."""
         steps = len(self._examples) // self._batch_size
         # Raw words of a counter-based generator and a stable sort: numpy promises the words, while
         # `Generator.permutation` may change between its versions.
-        words = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(len(self._examples) + steps)
-        shuffled = np.argsort(words[steps:], kind="stable")[: steps * self._batch_size]
-        if not self._length_grouped:
-            return shuffled.reshape(steps, self._batch_size)
-        batches = []
-        for start in range(0, steps, GROUP_BATCHES):
-            rows = shuffled[start * self._batch_size : (start + GROUP_BATCHES) * self._batch_size]
-            rows = rows[np.argsort(self._lengths[rows], kind="stable")].reshape(-1, self._batch_size)
-            batches.append(rows[np.argsort(words[start : start + len(rows)], kind="stable")])
-        return np.concatenate(batches)
+        generator = np.random.Philox(key=np.array([self._seed, epoch], np.uint64))
+        order = generator.random_raw(steps)
+        if self._probabilities is None:
+            rows = np.argsort(generator.random_raw(len(self._examples)), kind="stable")[: steps * self._batch_size]
+            rows = rows.reshape(steps, self._batch_size)
+        else:
+            rows = self._draw(generator.random_raw((steps, self._batch_size)))
+        if self._length_grouped:
+            groups = []
+            for start in range(0, steps, GROUP_BATCHES):
+                group = self._sort(rows[start : start + GROUP_BATCHES])
+                groups.append(group[np.argsort(order[start : start + len(group)], kind="stable")])
+            rows = np.concatenate(groups)
+        if self._probabilities is not None:
+            # Rows in the order of their strata would give each shard weights of its own size.
+            places = np.argsort(generator.random_raw(rows.shape), axis=1, kind="stable")
+            rows = np.take_along_axis(rows, places, axis=1)
+        return rows
+
+    def _draw(self, words: np.ndarray) -> np.ndarray:
+        """Row numbers by the probabilities, from words [steps, batch_size]; column k is of stratum k."""
+        uniform = (words >> np.uint64(11)) * 2.0**-53  # in [0, 1)
+        order = np.argsort(self._probabilities, kind="stable")
+        total = np.cumsum(self._probabilities[order])
+        targets = (np.arange(self._batch_size) + uniform) / self._batch_size * total[-1]
+        # The largest target may be rounded up to the total, which is past the last row.
+        return order[np.minimum(np.searchsorted(total, targets, side="right"), len(order) - 1)]
+
+    def _sort(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of some batches put into batches of like length."""
+        if self._probabilities is None:
+            rows = rows.ravel()
+            return rows[np.argsort(self._lengths[rows], kind="stable")].reshape(-1, self._batch_size)
+        return np.take_along_axis(rows, np.argsort(self._lengths[rows], axis=0, kind="stable"), axis=0)
 
 
-def _collate(examples, lengths, rows, batch_size, widths, shard: slice) -> Batch:
+def _collate(examples, lengths, weights, rows, batch_size, widths, shard: slice) -> Batch:
     """Pad the examples `rows` to a batch and cut out this process's rows.
 
     The width comes from the whole batch, so that all processes compile and run the same shape.
@@ -257,7 +337,7 @@ def _collate(examples, lengths, rows, batch_size, widths, shard: slice) -> Batch
         "tokens": tokens,
         "mask": mask,
         "label": np.array([example["label"] for example in chosen], np.int32),
-        "weight": real.astype(np.float32),
+        "weight": np.where(real, weights[filled], 0).astype(np.float32),
         "id": np.where(real, [example["id"] for example in chosen], -1).astype(np.int32),
     }
 
@@ -280,6 +360,17 @@ def _check(examples, batch_size, max_length, shard_index, shard_count) -> np.nda
                 f"1..max_length={max_length} are allowed"
             )
     return lengths
+
+
+def _check_probabilities(probabilities: np.ndarray, count: int) -> None:
+    if probabilities.shape != (count,):
+        raise ValueError(f"probabilities must be one for each of {count} examples, got shape {probabilities.shape}")
+    # Written so that NaN fails too.
+    if not (probabilities > 0).all():
+        row = int(np.argmin(probabilities > 0))
+        raise ValueError(f"probabilities must be positive, got {probabilities[row]} for example {row}")
+    if not abs(probabilities.sum() - 1) <= 1e-6:  # what float32 leaves
+        raise ValueError(f"probabilities must sum to 1, got {probabilities.sum()}")
 
 
 def _widths(buckets: Sequence[int] | None, max_length: int) -> tuple[int, ...]:
