@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+from launch import quantization
 from launch.schema import Config
 from models.language import bert, hub, probe
 from models.language.classifier import TextClassifier
@@ -36,7 +37,7 @@ class Run:
       batches: training batches.
       evaluation: evaluation batches by split.
       key: run key.
-      tx: the optax transformation of `method`.
+      tx: the float chain of `method`, without what keeps quantised weights on their grid.
     """
 
     task: train.Task
@@ -55,6 +56,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "momentum": lambda rate, c: optax.sgd(rate, momentum=0.9),
     "adam": lambda rate, c: optax.adam(rate),
     "adamw": lambda rate, c: optax.adamw(rate, weight_decay=c.weight_decay),
+    "sign": lambda rate, c: optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(rate)),
 }
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
@@ -75,6 +77,7 @@ ESTIMATORS: dict[str, Callable[..., estimators.Estimator]] = {
     "spsa": estimators.spsa,
     "forward": estimators.forward,
     "fzoo": estimators.fzoo,
+    "quzo": estimators.quzo,
 }
 
 # Forward passes of a step with q probes.
@@ -82,6 +85,7 @@ FORWARDS: dict[str, Callable[[int], int]] = {
     "spsa": lambda q: 2 * q,
     "forward": lambda q: q + 1,
     "fzoo": lambda q: q + 1,
+    "quzo": lambda q: 2 * q,
 }
 
 ROUNDINGS: dict[str, Callable[[jax.Array], optax.GradientTransformation | None]] = {
@@ -134,7 +138,8 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
     params = task.init(jax.random.fold_in(root, 0))
     zero_head = None
     # Before anything costly: a pattern that matches nothing ends the program here.
-    split(params, tuple(config.trainable))
+    shapes = jax.eval_shape(lambda p, k: quantization.prepare(config, p, k), params, root)
+    split(shapes, tuple(config.trainable))
     probabilities = None
     if config.model.head == "probe":
         zero_head = params["head"]
@@ -151,7 +156,9 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         length_grouped=config.data.length_grouped,
         probabilities=probabilities,
     )
+    params = quantization.prepare(config, params, jax.random.fold_in(root, 3))
     trainable, frozen = split(params, tuple(config.trainable))
+    task = quantization.wrap_task(config, task)
     run_key = jax.random.fold_in(root, 1)
     method, tx = make_method(
         config,
@@ -221,10 +228,10 @@ def make_method(
     rounding_key: jax.Array,
     steps_per_epoch: int,
 ) -> tuple[train.Method, optax.GradientTransformation]:
-    """The method of a config, for these trainable weights."""
+    """The method of a config, for these trainable weights, and its float chain."""
     optimizer = OPTIMIZERS[config.optimizer.name](_learning_rate(config), config.optimizer)
     description = json.dumps(
-        {name: config[name].to_dict() for name in ("method", "optimizer")} | {"steps": config.train.steps},
+        {name: config[name].to_dict() for name in ("method", "quant", "optimizer")} | {"steps": config.train.steps},
         sort_keys=True,
     )
     if config.method.name == "first_order":
@@ -243,20 +250,23 @@ def make_method(
             problem = f"trains {loose[0]!r}, which has none" if loose else f"has direction {options.direction!r}"
             raise ValueError(f"config.method.layers is {tuple(options.layers)}, but the run {problem}")
         direction, chosen = directions.Sparse(inner=direction), masks.layer_masks(tuple(options.layers))
-    spec = PerturbSpec(direction=direction, stacked=stacked, masks=chosen)
+    spec = PerturbSpec(direction=direction, stacked=stacked, probe=options.probe, masks=chosen)
+    own = {"bits": options.bits, "independent": options.independent} if options.name == "quzo" else {}
     estimator = ESTIMATORS[options.name](
         auto if options.auto_eps else options.eps,
         spec,
         num_samples=options.num_samples,
         key=key,
         probes=options.probes,
+        **own,
     )
     if options.clip_projected:
         estimator = estimators.clip_projected(estimator, options.clip_projected)
     if options.skip_nonfinite:
         estimator = estimators.skip_nonfinite(estimator)
     rounding = ROUNDINGS[config.optimizer.rounding](rounding_key)
-    tx = estimators.chain(estimator, optimizer, rounding=rounding)
+    inner = estimators.chain(estimator, optimizer, rounding=rounding)
+    tx = quantization.keep_on_grid(config, inner, trainable, rounding_key)
     search = 2 * auto.num_directions * len(auto.grid()) if options.auto_eps else 0
 
     def forwards(probes: int, step: int) -> int:
@@ -266,9 +276,15 @@ def make_method(
     if options.queries == "adaptive":
         queries = schedules.adaptive_queries(max_queries=options.num_samples, steps_per_epoch=steps_per_epoch)
     method = train.zeroth_order(
-        task, tx, forwards=forwards, description=description, queries=queries, microbatches=config.train.microbatches
+        task,
+        tx,
+        forwards=forwards,
+        description=description,
+        queries=queries,
+        microbatches=config.train.microbatches,
+        metrics=quantization.metrics,
     )
-    return method, tx
+    return method, inner
 
 
 def _learning_rate(config: Config) -> optax.Schedule:

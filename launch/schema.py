@@ -63,20 +63,30 @@ FIELDS: dict[str, _Field] = {
     "model.source": _text(),  # "minilm", a folder or a hub id
     "model.dtype": _choice("float32", "bfloat16", "float16"),
     "model.head": _choice("zero", "probe"),
-    "method.name": _choice("spsa", "forward", "fzoo", "first_order"),
+    "method.name": _choice("spsa", "forward", "fzoo", "quzo", "first_order"),
     "method.eps": _number(),
     "method.auto_eps": _flag(),  # measure eps; `eps` is not used then
     "method.num_samples": _integer(1),
     "method.queries": _choice("constant", "adaptive"),  # adaptive: grows with the epoch up to num_samples (AdaZeta)
     "method.direction": _choice("gaussian", "rademacher", "sphere", "low_rank", "sparse"),
     "method.rank": _integer(1),  # of low_rank
+    "method.bits": _Field((int,), lambda v: 1 <= v <= 8, "a number of bits, 1 to 8"),  # of quzo's directions
+    "method.independent": _flag(),  # of quzo: a rounding of its own for the update
+    "method.probe": _choice("beside", "codes"),  # of quantised weights
     "method.layers": _Field(
         (tuple, list), lambda v: all(type(n) is int and n >= 0 for n in v), "a tuple of layers that move, or () for all"
     ),
     "method.probes": _choice("turn", "pair", "batch"),
     "method.clip_projected": _number(inclusive=True),  # 0 for none
     "method.skip_nonfinite": _flag(),
-    "optimizer.name": _choice("sgd", "momentum", "adam", "adamw"),
+    "quant.profile": _choice("none", "w8a8_int", "w8a8_fp8", "w4a8_int", "w4a8_fp8", "w4a4_int"),
+    "quant.feedback": _integer(0),  # steps from which the rounding error is rebuilt; 0 for none
+    "adapter.rank": _integer(0),  # of LoRA; 0 for none
+    "adapter.alpha": _number(),
+    "adapter.where": _Field(
+        (tuple, list), lambda v: len(v) > 0 and all(isinstance(p, str) for p in v), "a tuple of patterns, at least one"
+    ),
+    "optimizer.name": _choice("sgd", "momentum", "adam", "adamw", "sign"),
     "optimizer.learning_rate": _number(inclusive=True),
     "optimizer.schedule": _choice("constant", "linear", "cosine"),
     "optimizer.warmup_steps": _integer(0),
@@ -146,6 +156,24 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             f"config.optimizer.weight_decay is {config.optimizer.weight_decay}; {config.optimizer.name} has "
             "none, so it must be 0, or the optimizer adamw"
+        )
+    _check_quantized(config)
+
+
+def _check_quantized(config: Config) -> None:
+    if config.quant.profile == "none":
+        if config.quant.feedback:
+            raise ValueError(f"config.quant.feedback is {config.quant.feedback}, but config.quant.profile is 'none'")
+        return
+    if config.model.dtype != "float32" or config.optimizer.rounding != "none":
+        raise ValueError(
+            f"config.quant.profile is {config.quant.profile!r}; then config.model.dtype must be float32 and "
+            f"config.optimizer.rounding none, not {config.model.dtype!r} and {config.optimizer.rounding!r}"
+        )
+    if config.quant.feedback and (config.optimizer.name not in ("sgd", "sign") or config.quant.profile == "w8a8_fp8"):
+        raise ValueError(
+            f"config.quant.feedback is {config.quant.feedback}; it must be 0 with optimizer {config.optimizer.name!r} "
+            f"and profile {config.quant.profile!r}: it needs sgd or sign, and an integer grid"
         )
 
 

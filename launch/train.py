@@ -19,6 +19,7 @@ from absl import flags
 
 from launch import cli, schema
 from launch.build import Run, build
+from launch.quantization import noise_line
 from launch.schema import Config
 from zojax import random, train
 from zojax.train import checkpoint
@@ -110,6 +111,7 @@ def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
         return metrics["accuracy"]
 
     start = "zero head" if run.zero_head is None else "linear probe"
+    start += "" if config.quant.profile == "none" else f", {config.quant.profile}"
     rows = [(start, accuracy(base, run.frozen, "" if result.step else "last"))]
     if run.zero_head is not None:
         rows.insert(0, ("zero head", accuracy(*_with_head(base, run.frozen, run.zero_head))))
@@ -127,7 +129,8 @@ def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
     moved = sum(int(np.sum(np.asarray(a) != np.asarray(b))) for a, b in pairs)
     trained, total = weights(run.params), weights(run.params) + weights(run.frozen)
     lines.append(f"weights trained: {trained / total:.4%} of {total:,}; moved: {moved / total:.4%}")
-    return "\n".join([*lines, f"forward passes: {result.forwards:,}"])
+    noise = noise_line(run.tx, result.params, result.opt_state)
+    return "\n".join([*lines, *([noise] if noise else []), f"forward passes: {result.forwards:,}"])
 
 
 def _with_head(trainable: Any, frozen: Any, head: Any) -> tuple[Any, Any]:

@@ -9,12 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_learns(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_examples_run_one_after_the_other(tmp_path):
+    example = "".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     run = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    learned, quantized = run.stdout.splitlines()[-2:]
     # The loss at the start is the mean square of y, about 0 + 1 + 4 + ... + 49 = 140.
-    assert float(run.stdout.split()[-1]) < 1.0
+    assert float(learned.split()[-1]) < 1.0
+    assert quantized == "int8"
 
 
 def test_named_files_exist():

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from zojax.adapters import Lora, add_lora
 from zojax.perturb import Perturbed, PerturbSpec
+from zojax.quant import quantize
 from zojax.trees import leaf_paths, merge, split
 
 
@@ -65,3 +67,46 @@ def test_refusals():
         merge({"b": 1.0, "w": None}, {"b": 2.0, "w": 3.0})
     with pytest.raises(ValueError, match=r"w"):
         merge({"b": 1.0, "w": None}, {"b": None})
+
+
+def adapted():
+    quantized = quantize(jnp.ones((4, 2)), "int8_127")
+    return add_lora({"kernel": quantized, "bias": jnp.zeros(2)}, ("kernel",), rank=1, alpha=1, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside"),
+    [
+        ("kernel/(a|b)$", {"a": (4, 1), "b": (1, 2)}),
+        ("kernel/base/scale$", {"base": {"scale": (1, 2)}}),
+        ("(/a|scale)$", {"base": {"scale": (1, 2)}, "a": (4, 1)}),
+    ],
+)
+def test_a_pattern_may_match_inside_a_leaf_type(pattern, inside):
+    tree = adapted()
+    trainable, frozen = split(tree, (pattern,))
+    assert jax.tree.map(jnp.shape, trainable) == {"bias": None, "kernel": inside}
+    assert len(jax.tree.leaves(trainable)) + len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(tree))
+    assert isinstance(frozen["kernel"], Lora)
+    merged = jax.jit(merge)(trainable, frozen)
+    chex.assert_trees_all_equal(merged, tree)
+    assert jax.tree.structure(merged) == jax.tree.structure(tree)
+
+
+def test_a_match_of_the_whole_leaf_type_keeps_it_whole():
+    tree = adapted()
+    trainable, frozen = split(tree, ("kernel",))
+    assert trainable["kernel"] is tree["kernel"]
+    assert frozen["kernel"] is None
+
+
+def test_refusals_inside_leaf_types():
+    tree = adapted()
+    with pytest.raises(ValueError, match=r"'kernel/c' matches no leaf; .*kernel/base/qvalue"):
+        split(tree, ("kernel/c",))
+    trainable, _ = split(tree, ("kernel/(a|b)$",))
+    with pytest.raises(ValueError, match=r"merge: the leaf 'kernel/a' stands in both trees"):
+        merge(trainable, tree)
+    nested, _ = split(tree, ("scale$",))
+    with pytest.raises(ValueError, match=r"merge: the leaf 'kernel/base/scale' stands in both trees"):
+        merge(nested, tree)

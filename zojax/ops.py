@@ -167,6 +167,33 @@ def conv(
     if method is not None:
         return method(x, **options)
     x, w, accumulate = _operands(x, value_as_stored(w))
+    return convolve(x, w, accumulate=accumulate, **options)
+
+
+def convolve(x: Array, w: Array, *, accumulate: Any, strides, padding, dilation, groups) -> Array:
+    """The convolution of `conv` for plain arrays as they are, accumulated in the type `accumulate`.
+
+    Args:
+      x: [batch, *spatial, c_in].
+      w: [*window, c_in / groups, c_out].
+      accumulate: dtype of the sums and of the result.
+      strides: as for `conv`, like the rest.
+      padding: "VALID", "SAME", or (before, after) for each spatial axis.
+      dilation: spacing of the kernel's taps.
+      groups: groups of channels.
+
+    Returns:
+      [batch, *out, c_out].
+
+    Raises:
+      ValueError: if the ranks of x and w differ.
+
+    Example:
+      >>> x, w = jnp.ones((1, 8, 3), jnp.int8), jnp.ones((5, 3, 2), jnp.int8)
+      >>> y = convolve(x, w, accumulate=jnp.int32, strides=1, padding="VALID", dilation=1, groups=1)
+      >>> y.dtype, int(y[0, 0, 0])
+      (dtype('int32'), 15)
+    """
     rank = x.ndim - 2
     if w.ndim != x.ndim or rank < 1:
         raise ValueError(f"conv: x of shape {x.shape} takes a kernel of {x.ndim} axes, not one of shape {w.shape}")

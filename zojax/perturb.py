@@ -10,10 +10,11 @@ added or frozen changes no other leaf's noise.
 
 import dataclasses
 import functools
+import math
 import re
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,17 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 from zojax import ops, random
-from zojax.directions import Direction, Rademacher, Sparse, Sphere
+from zojax.directions import Direction, Rademacher, Sparse, Sphere, row_coordinates
 from zojax.masks import apply_mask, keep_mask
 from zojax.trees import path_string
 
 __all__ = ["PerturbSpec", "Perturbed", "materialized"]
 
 Params = Any
+Probe = Literal["beside", "codes"]
+
+# Leaf keys of what a probe draws beside its direction: numbers 1 and 2 are the roundings of `Rounded`.
+ROUNDING = 3
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +54,10 @@ class Perturbed:
       mask: of a sparse direction: the threshold of magnitude (float32) or the packed mask (uint32); else None.
       direction: the distribution of z.
       full_shape: shape of the whole leaf of which this is a tile.
+      probe: of a quantised base: "beside", x base + scale x z as two products of codes; or "codes", the base's codes
+        moved by a stochastically rounded scale z. The latter is scale z on average, but for codes at an end of the
+        grid, which move one way only; and on a float8 grid the two sides of a probe are rounded with unequal variance
+        at powers of two, where the spacing of the codes changes.
 
     Example:
       >>> from zojax.directions import Gaussian
@@ -65,6 +74,7 @@ class Perturbed:
     mask: Array | None = None
     direction: Direction = dataclasses.field(metadata={"static": True})
     full_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    probe: Probe = dataclasses.field(default="beside", metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,13 +102,16 @@ class Perturbed:
             return jax.vmap(Perturbed.noise)(self)
         sample = functools.partial(self.direction.sample, self.key, self.full_shape, start=self.start, size=self._size)
         # A vector is broadcast over the activations, and a fused draw would be made anew for each of their rows.
-        z = random.stored(self.key, sample) if self.ndim < 2 else sample()
+        is_vector = self.ndim < 2 or self.shape[-2] == 1
+        z = random.stored(self.key, sample) if is_vector else sample()
         return apply_mask(z.reshape(self.shape), self.mask, self.base)
 
     def materialize(self) -> Float[Array, "..."]:
         """base + scale z in float32."""
         if self._is_stacked:
             return jax.vmap(Perturbed.materialize)(self)
+        if self._moves_codes:
+            return self._moved().materialize()
         return ops.value(self.base) + self.scale * self.noise()
 
     def __jax_array__(self) -> Array:
@@ -106,43 +119,72 @@ class Perturbed:
 
     def dot(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
         """x @ (base + scale z)."""
-        product = None
-        if self.mask is None and self.ndim == 2:
+        if self.mask is None and self.ndim == 2 and not self._moves_codes:
             product = self.direction.dot(x, self.key, self.full_shape, start=self.start, size=self._size)
-        if product is not None:
-            return ops.dot(x, self.base) + self.scale * product
-        if self._splits:
-            return ops.dot(x, self.base) + self.scale * ops.dot(x, self._half_noise())
-        return ops.dot(x, self.materialize())
+            if product is not None:
+                return ops.dot(x, self.base) + self.scale * product
+        return self._apply(lambda w: ops.dot(x, w))
 
     def einsum(self, spec: str, x: Array) -> Array:
         """The contraction of x with base + scale z."""
-        if self._splits:
-            return ops.einsum(spec, x, self.base) + self.scale * ops.einsum(spec, x, self._half_noise())
-        return ops.einsum(spec, x, self.materialize())
+        return self._apply(lambda w: ops.einsum(spec, x, w))
 
     def conv(self, x: Array, **options) -> Array:
         """The convolution of x with base + scale z."""
-        if self._splits:
-            return ops.conv(x, self.base, **options) + self.scale * ops.conv(x, self._half_noise(), **options)
-        return ops.conv(x, self.materialize(), **options)
+        return self._apply(lambda w: ops.conv(x, w, **options))
+
+    def _apply(self, product: Callable[[Any], Array]) -> Array:
+        if self._moves_codes:
+            return product(self._moved())
+        if self._is_quantized:
+            return product(self.base) + self.scale * product(self._second())
+        if self.base.dtype.itemsize < 4:
+            # Signs are exact in half precision; a Gaussian keeps 8 bits or more of each element.
+            return product(self.base) + self.scale * product(self.noise().astype(self.base.dtype))
+        return product(self.materialize())
 
     def embed(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d"]:
         """Rows of base + scale z; noise is made for these rows alone."""
-        rows = ops.embed(self.base, ids)
-        z = self.direction.rows(self.key, self.full_shape, ids, start=self.start, size=self._size)
+        base = self.base.rows(ids) if self._moves_codes else ops.embed(self.base, ids)
+        at = dict(start=self.start, size=self._size)
+        z = self.direction.rows(self.key, self.full_shape, ids, **at)
         mask = self.mask
         if mask is not None and mask.dtype == jnp.uint32:
             mask = jnp.take(mask, ids, axis=0)
-        return rows + self.scale * apply_mask(z, mask, rows)
+        by = self.scale * apply_mask(z, mask, base)
+        if not self._moves_codes:
+            return base + by
+        words = random.bits_at(self._rounding_key, self.full_shape, row_coordinates(self.full_shape, ids, **at))
+        return base.moved(by, self._mirrored(words)).materialize()
 
     @property
-    def _splits(self) -> bool:
-        return self.base.dtype.itemsize < 4
+    def _is_quantized(self) -> bool:
+        return hasattr(self.base, "moved")
 
-    def _half_noise(self) -> Array:
-        # Signs are exact in half precision; a Gaussian keeps 8 bits or more of each element.
-        return self.noise().astype(self.base.dtype)
+    @property
+    def _moves_codes(self) -> bool:
+        return self._is_quantized and self.probe == "codes"
+
+    @property
+    def _rounding_key(self) -> Key[Array, ""]:
+        return jax.random.fold_in(self.key, ROUNDING)
+
+    def _mirrored(self, words: Array) -> Array:
+        # The two sides of a probe move the codes oppositely.
+        return jnp.where(self.scale < 0, ~words, words)
+
+    def _moved(self) -> Any:
+        words = random.bits(self._rounding_key, self.full_shape, start=self.start, size=self._size)
+        return self.base.moved(self.scale * self.noise(), self._mirrored(words.reshape(self.shape)))
+
+    def _second(self) -> Any:
+        """z as a leaf to multiply by beside a quantised base: on its grid where it has one."""
+        tile = self.direction.codes(self.key, self.full_shape, start=self.start, size=self._size)
+        if tile is None:
+            return self.noise()
+        codes, step, bits = tile
+        codes = apply_mask(codes.reshape(self.shape), self.mask, self.base).astype(jnp.int8)
+        return self.base.beside(codes, step, bits)
 
 
 def materialized(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,6 +219,7 @@ class PerturbSpec:
       direction: the direction of leaves without a rule.
       rules: exceptions, (regular expression searched in the leaf path, direction); the first match counts.
       stacked: regular expressions of leaves whose first axis the model scans over; models export theirs.
+      probe: how quantised leaves are probed: "beside" or "codes" (see `Perturbed`).
       masks: for `Sparse` directions by mask: a function from the weights to a tree of booleans (True: moved), called
         once when an estimator's state is made; None: by magnitude.
 
@@ -190,9 +233,12 @@ class PerturbSpec:
     direction: Direction = Rademacher()
     rules: tuple[tuple[str, Direction], ...] = ()
     stacked: tuple[str, ...] = ()
+    probe: Probe = "beside"
     masks: Callable[[Params], Params] | None = None
 
     def __post_init__(self):
+        if self.probe not in ("beside", "codes"):
+            raise ValueError(f'probe: {self.probe!r}; "beside" or "codes" is needed')
         for pattern, direction in self.rules:
             if isinstance(direction, Sphere):
                 raise ValueError(f"rules: {pattern!r} asks for Sphere, which is a direction of the whole tree")
@@ -266,7 +312,9 @@ class PerturbSpec:
         return self._map(functools.partial(self._leaf, key=key, scale=scale), params, masks)
 
     def noise(self, params: Params, key: Key[Array, ""], masks: Params | None = None) -> Params:
-        """The tree of z itself, in float32, as lazy as XLA makes it.
+        """The tree of the z of the update, in float32, as lazy as XLA makes it.
+
+        It is the z of the probe, but for directions whose update is another rounding (`Rounded`).
 
         Args:
           params: tree of float arrays or leaf types, for shapes, paths and sparse masks.
@@ -281,7 +329,7 @@ class PerturbSpec:
         """
 
         def leaf(path, w, direction, mask):
-            return apply_mask(direction.sample(_leaf_key(key, path), tuple(w.shape)), mask, w)
+            return apply_mask(direction.for_update.sample(_leaf_key(key, path), tuple(w.shape)), mask, w)
 
         return self._map(leaf, params, masks)
 
@@ -290,7 +338,7 @@ class PerturbSpec:
         if not self.direction.unit_norm:
             return jnp.float32(1)
         squares = [jnp.sum(jnp.square(z)) for z in jax.tree.leaves(self.noise(params, key, masks))]
-        size = sum(leaf.size for _, leaf in _flatten(params)[0])
+        size = sum(math.prod(leaf.shape) for _, leaf in _flatten(params)[0])
         return jnp.sqrt(jnp.float32(size)) / jnp.sqrt(sum(squares))
 
     def _map(self, make: Callable[..., Any], params: Params, masks: Params | None) -> Params:
@@ -310,7 +358,14 @@ class PerturbSpec:
             start = jnp.zeros((length, len(w.shape)), jnp.uint32).at[:, 0].set(jnp.arange(length, dtype=jnp.uint32))
             key, scale = jnp.broadcast_to(key, (length,)), jnp.broadcast_to(scale, (length,))
         return Perturbed(
-            base=w, key=key, scale=scale, start=start, mask=mask, direction=direction, full_shape=tuple(w.shape)
+            base=w,
+            key=key,
+            scale=scale,
+            start=start,
+            mask=mask,
+            direction=direction,
+            full_shape=tuple(w.shape),
+            probe=self.probe,
         )
 
 

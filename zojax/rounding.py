@@ -24,13 +24,13 @@ def nearest(y: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def stochastic(y: Float[Array, "*s"], words: UInt32[Array, "*s"]) -> Float[Array, "*s"]:
-    """floor(y + u), u uniform on the multiples of 2^-24 in [0, 1): y on average.
+    """floor(y + u), u uniform on the multiples of 2^-32 in [0, 1): y on average, and integers stay.
 
-    Complementing the words mirrors the rounding: stochastic(-y, ~words) = -stochastic(y, words), up to bits of y below
-    2^-24, which makes the two sides of a probe opposite.
+    Complementing the words mirrors the rounding: stochastic(-y, ~words) = -stochastic(y, words), which makes the two
+    sides of a probe opposite.
 
     Args:
-      y: float32; its fraction counts to 2^-24.
+      y: float32; its fraction counts to 2^-32.
       words: uniform random words, one an element.
 
     Returns:
@@ -43,4 +43,10 @@ def stochastic(y: Float[Array, "*s"], words: UInt32[Array, "*s"]) -> Float[Array
       >>> sorted(set(r.tolist())), abs(float(r.mean()) - 0.25) < 0.03
       ([0.0, 1.0], True)
     """
-    return jnp.floor(y + (words >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24))
+    # The sum y + u would itself be rounded: beyond 1 it loses bits of u, and beyond 1/2 in 2^24 turns an integer into
+    # the next one. The fraction of a magnitude is exact in float32, and so is its comparison with the word.
+    negative, magnitude = y < 0, jnp.abs(y)
+    whole = jnp.floor(magnitude)
+    threshold = ((magnitude - whole) * np.float32(2.0**32)).astype(jnp.uint32)
+    rounded = whole + (jnp.where(negative, words, ~words) < threshold).astype(jnp.float32)
+    return jnp.where(negative, -rounded, rounded)

@@ -1,7 +1,8 @@
 """Parameter trees: the path of a leaf, and the trainable and the frozen part of a tree."""
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ def path_string(path: tuple[Any, ...]) -> str:
 
 
 def leaf_paths(tree: Params) -> Params:
-    """The path of every leaf, in the tree's own structure.
+    """The path of every leaf, in the tree's own structure; a leaf type is one leaf.
 
     Args:
       tree: any pytree; None stays None.
@@ -40,11 +41,14 @@ def leaf_paths(tree: Params) -> Params:
       >>> leaf_paths({"a": {"b": 1.0}})
       {'a': {'b': 'a/b'}}
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_string(path), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_string(path), tree, is_leaf=_is_weight)
 
 
 def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
     """Divides a tree into what is trained and what is not.
+
+    A pattern may also match inside a leaf type, as "kernel/scale$" does where the kernels are quantised: the trainable
+    tree then holds a dictionary of the matched fields in place of the leaf, and the frozen tree the leaf without them.
 
     Args:
       params: tree of arrays or leaf types.
@@ -61,14 +65,45 @@ def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
       ({'b': 2.0, 'w': None}, {'b': None, 'w': 1.0})
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_weight)
-    paths = [path_string(path) for path, _ in flat]
+    pairs, used, paths = [], set(), []
+
+    def found(path: str) -> bool:
+        paths.append(path)
+        hits = [pattern for pattern in patterns if re.search(pattern, path)]
+        used.update(hits)
+        return bool(hits)
+
+    for key_path, leaf in flat:
+        path = path_string(key_path)
+        if found(path):
+            pairs.append((leaf, None))
+        elif _is_weight(leaf):
+            fields, rest = _split_inside(leaf, path, found)
+            pairs.append((fields or None, rest))
+        else:
+            pairs.append((None, leaf))
     for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
+        if pattern not in used:
             raise ValueError(f"trainable: the pattern {pattern!r} matches no leaf; the leaves are {', '.join(paths)}")
-    chosen = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
-    trainable = [leaf if take else None for take, (_, leaf) in zip(chosen, flat, strict=True)]
-    frozen = [None if take else leaf for take, (_, leaf) in zip(chosen, flat, strict=True)]
+    trainable, frozen = zip(*pairs, strict=True) if pairs else ((), ())
     return treedef.unflatten(trainable), treedef.unflatten(frozen)
+
+
+def _split_inside(leaf: Any, path: str, found: Callable[[str], bool]) -> tuple[dict[str, Any], Any]:
+    """The fields of a leaf type that are trained, and the leaf without them."""
+    chosen, left = {}, {}
+    for field in dataclasses.fields(leaf):
+        value = getattr(leaf, field.name)
+        if value is None or field.metadata.get("static"):
+            continue
+        inner = f"{path}/{field.name}"
+        if found(inner):
+            chosen[field.name], left[field.name] = value, None
+        elif _is_weight(value):
+            fields, rest = _split_inside(value, inner, found)
+            if fields:
+                chosen[field.name], left[field.name] = fields, rest
+    return chosen, dataclasses.replace(leaf, **left) if left else leaf
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
@@ -89,12 +124,26 @@ def merge(trainable: Params, frozen: Params) -> Params:
       {'b': 2.0, 'w': 1.0}
     """
 
-    def pick(path, a, b):
-        if a is not None and b is not None:
+    def pick(path, frozen_leaf, trained):
+        if frozen_leaf is None or trained is None:
+            return trained if frozen_leaf is None else frozen_leaf
+        if not _is_weight(frozen_leaf) or not isinstance(trained, dict):
             raise ValueError(f"merge: the leaf {path_string(path)!r} stands in both trees")
-        return b if a is None else a
+        return _filled(frozen_leaf, trained, path_string(path))
 
-    return jax.tree_util.tree_map_with_path(pick, trainable, frozen, is_leaf=lambda x: x is None or _is_weight(x))
+    return jax.tree_util.tree_map_with_path(pick, frozen, trainable, is_leaf=lambda x: x is None or _is_weight(x))
+
+
+def _filled(leaf: Any, fields: dict[str, Any], path: str) -> Any:
+    values = {}
+    for name, value in fields.items():
+        present = getattr(leaf, name)
+        if isinstance(value, dict) and present is not None:
+            value = _filled(present, value, f"{path}/{name}")
+        elif present is not None:
+            raise ValueError(f"merge: the leaf {path + '/' + name!r} stands in both trees")
+        values[name] = value
+    return dataclasses.replace(leaf, **values)
 
 
 def _is_weight(node: Any) -> bool:

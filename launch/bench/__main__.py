@@ -2,7 +2,8 @@
 
     python -m launch.bench NAME [--repeats N]
 
-NAME is noise, zo_step or mezo_torch. Times are medians and minima over N interleaved rounds.
+NAME is noise, zo_step, mezo_torch, quzo_statistics or quzo_step. Times are medians and minima over N interleaved rounds; quzo_statistics, which times
+nothing, takes N batches of 1,000 run keys.
 """
 
 import argparse
@@ -10,13 +11,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from launch.bench import mezo_torch, noise, zo_step
+from launch.bench import mezo_torch, noise, quzo_statistics, quzo_step, zo_step
 from launch.bench._harness import Record, environment
 
 BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
     "noise": noise.run,
     "zo_step": zo_step.run,
     "mezo_torch": mezo_torch.run,
+    "quzo_statistics": quzo_statistics.run,
+    "quzo_step": quzo_step.run,
 }
 
 

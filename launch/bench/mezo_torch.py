@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from launch.bench._harness import Record, import_torch, interleave, no_torch, record, timings
-from launch.bench.zo_step import DIRECTIONS, EPS, LEARNING_RATE, classifier, random_batch, two_point
+from launch.bench.zo_step import DIRECTIONS, EPS, LEARNING_RATE, classifier, programs, random_batch, sgd_chain
 from models.language import hub
 from models.language.bert import BertConfig
 
@@ -156,8 +156,8 @@ def run(
             yield _agreement(float(forward(held[0], batch)), loss, f"{rows}x{length}")
         calls["forward, zojax"] = lambda held=held, forward=forward, batch=batch: forward(held[0], batch)
         for name in ("Rademacher", "Gaussian"):
-            programs = two_point(task, held, batch, direction=DIRECTIONS[name], num_samples=1, probes="turn")
-            calls[f"step, zojax, {name}"] = lambda programs=programs: (programs.call_measure(), programs.call_apply())
+            step = programs(task, held, batch, sgd_chain(DIRECTIONS[name]))
+            calls[f"step, zojax, {name}"] = lambda step=step: (step.call_measure(), step.call_apply())
         yield from _lines(interleave(calls, repeats), f"{rows}x{length}")
 
 

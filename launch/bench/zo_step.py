@@ -21,15 +21,17 @@ from models.language.bert import STACKED
 from models.language.classifier import TextClassifier
 from zojax import estimators
 from zojax.directions import Direction, Gaussian, LowRank, Rademacher
+from zojax.estimators import Estimator
 from zojax.perturb import PerturbSpec
 from zojax.train.step import make_apply, make_measure
 from zojax.trees import split
 
-__all__ = ["DIRECTIONS", "Programs", "classifier", "random_batch", "run", "two_point"]
+__all__ = ["DIRECTIONS", "Programs", "classifier", "programs", "random_batch", "run", "sgd_chain"]
 
 BENCH = "zo_step"
 Probes = Literal["turn", "pair", "batch"]
 EPS, LEARNING_RATE = 1e-3, 1e-6
+
 DIRECTIONS: dict[str, Direction] = {
     "Gaussian": Gaussian(),
     "Rademacher": Rademacher(),
@@ -92,27 +94,26 @@ class Programs:
     call_apply: Callable[[], Any]
 
 
-def two_point(
-    task: TextClassifier, held: list[Any], batch: Any, *, direction: Direction, num_samples: int, probes: Probes
-) -> Programs:
-    """Compiles a two-point step with SGD over all weights.
+def sgd_chain(direction: Direction, *, num_samples: int = 1, probes: Probes = "turn") -> Estimator:
+    """Two-point probes of every leaf along one direction, with SGD."""
+    spec = PerturbSpec(direction=direction, stacked=STACKED)
+    head = estimators.spsa(EPS, spec, num_samples=num_samples, key=jax.random.key(1), probes=probes)
+    return estimators.chain(head, optax.sgd(LEARNING_RATE))
+
+
+def programs(task: TextClassifier, held: list[Any], batch: Any, tx: Estimator) -> Programs:
+    """Compiles the step of an estimator over all weights.
 
     Args:
       task: gives the loss.
       held: list of one tree, the weights; `apply` donates them and puts the new ones in their place.
       batch: the batch.
-      direction: of every leaf.
-      num_samples: q.
-      probes: as `spsa` takes it.
+      tx: an estimator or a chain of one.
 
     Returns:
       Programs.
     """
-    key = jax.random.key(1)
-    spec = PerturbSpec(direction=direction, stacked=STACKED)
-    head = estimators.spsa(EPS, spec, num_samples=num_samples, key=key, probes=probes)
-    tx = estimators.chain(head, optax.sgd(LEARNING_RATE))
-    state = tx.init(held[0])
+    key, state = jax.random.key(1), tx.init(held[0])
     _, frozen = split(held[0], (".*",))
     measure = jax.jit(make_measure(task, tx)).lower(held[0], frozen, state, batch, key).compile()
     scalars = measure(held[0], frozen, state, batch, key)
@@ -192,10 +193,10 @@ def _group(
     for name in directions:
         for probes in ("turn", "pair", "batch") if q == 1 else ("turn", "pair"):
             setting = f"{name}, q={q}, {probes}, {shape}"
-            programs = two_point(task, held, batch, direction=DIRECTIONS[name], num_samples=q, probes=probes)
-            calls[f"measure, {setting}"], calls[f"apply, {setting}"] = programs.call_measure, programs.call_apply
-            needed[f"measure, {setting}"] = temporaries(programs.measure)
-            needed[f"apply, {setting}"] = temporaries(programs.apply)
+            step = programs(task, held, batch, sgd_chain(DIRECTIONS[name], num_samples=q, probes=probes))
+            calls[f"measure, {setting}"], calls[f"apply, {setting}"] = step.call_measure, step.call_apply
+            needed[f"measure, {setting}"] = temporaries(step.measure)
+            needed[f"apply, {setting}"] = temporaries(step.apply)
             settings.append(setting)
 
     for case, size in needed.items():

@@ -26,10 +26,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zojax import ops
 
-__all__ = ["ACTIVATIONS", "STACKED", "Bert", "BertConfig", "cast_matrices"]
+__all__ = ["ACTIVATIONS", "KERNELS", "STACKED", "TABLES", "Bert", "BertConfig", "cast_matrices"]
 
 STACKED: tuple[str, ...] = (r"(^|/)layers/",)
 """Patterns of the leaves that the model scans over, for `PerturbSpec.stacked`."""
+
+KERNELS = r"(layers/\w+|pooler)/kernel$"
+TABLES = r"embeddings/(word|position|type)$"
+"""Patterns of the matrices and of the tables, for rules that quantise."""
 
 MASKED = -1e9
 

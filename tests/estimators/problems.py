@@ -1,5 +1,7 @@
 """What the tests of estimators share: the list of estimators, directions, and small losses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,22 @@ from zojax.perturb import PerturbSpec
 KEY = jax.random.key(404)
 
 # A new estimator adds one line here and inherits the whole contract.
-ESTIMATORS = {"spsa": estimators.spsa, "forward": estimators.forward, "fzoo": estimators.fzoo}
-PROBES = {"spsa": ("turn", "pair", "batch"), "forward": ("turn", "batch"), "fzoo": ("turn", "batch")}
+ESTIMATORS = {
+    "spsa": estimators.spsa,
+    "forward": estimators.forward,
+    "fzoo": estimators.fzoo,
+    "quzo": estimators.quzo,
+    "quzo_shared": functools.partial(estimators.quzo, independent=False),
+    "quzo_1_bit": functools.partial(estimators.quzo, bits=1),
+}
+PROBES = {
+    "spsa": ("turn", "pair", "batch"),
+    "forward": ("turn", "batch"),
+    "fzoo": ("turn", "batch"),
+    "quzo": ("turn", "pair", "batch"),
+    "quzo_shared": ("turn",),
+    "quzo_1_bit": ("turn",),
+}
 MODES = [(name, probes) for name, modes in PROBES.items() for probes in modes]
 DIRECTIONS = {
     "gaussian": Gaussian(),
@@ -37,6 +53,10 @@ def weights(dtype=jnp.float32):
         "matrix": jnp.asarray(rng.normal(size=(6, 4)), dtype),
         "gain": jnp.ones((4,), dtype),
     }
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
 
 
 def regression(params):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch.bench import __main__ as program
-from launch.bench import _harness, mezo_torch, noise, zo_step
+from launch.bench import _harness, mezo_torch, noise, quzo_statistics, zo_step
 
 TINY = Path(__file__).resolve().parents[1] / "golden" / "bert_tiny"
 FIELDS = {"bench", "case", "metric", "value", "unit", "reference", "ratio"}
@@ -79,7 +79,7 @@ def test_a_timed_step_moves_the_weights():
     held = [params]
     batch = zo_step.random_batch(task.config.vocab_size, 2, 8)
     direction = zo_step.DIRECTIONS["LowRank(rank=1)"]
-    step = zo_step.two_point(task, held, batch, direction=direction, num_samples=1, probes="batch")
+    step = zo_step.programs(task, held, batch, zo_step.sgd_chain(direction, probes="batch"))
     scalars = step.call_measure()
     step.call_apply()
     moved = np.asarray(held[0]["encoder"]["embeddings"]["word"]) - before
@@ -140,6 +140,26 @@ def test_disagreeing_losses_are_an_error():
     for theirs in (0.5002, math.nan):
         with pytest.raises(ValueError, match=r"they must agree to 0\.0001"):
             mezo_torch._agreement(0.5, theirs, "2x8")
+
+
+def test_quzo_statistics(monkeypatch):
+    """One profile and few keys; which weights move is known without the benchmark."""
+    monkeypatch.setattr(quzo_statistics, "KEYS", 100)
+    monkeypatch.setattr(quzo_statistics, "PROFILES", {"w8a8_int": quzo_statistics.PROFILES["w8a8_int"]})
+    values = check_lines(list(quzo_statistics.run(2, draws=(128, 128), shape=(64, 64))), "quzo_statistics")
+    for metric in ("E[u1 u2]", "E[u1 u1]"):
+        drawn, closed = (values[f"{kind}, 3 bits, bound 5.5", metric] for kind in ("drawn", "closed form"))
+        assert abs(drawn - closed) < 4 * values["drawn, 3 bits, bound 5.5", f"standard error of {metric}"]
+    # At 4 bits a step is 0.016 for 64 weights a column, sixteen times eps: no weight is near enough for the nearest.
+    assert values["probe, nearest, int4, eps=0.001", "weights that move"] == 0
+    assert values["probe, nearest, int4, eps=0.001", "cosine with u"] == 0
+    assert 0.02 < values["probe, codes, int4, eps=0.001", "weights that move"] < 0.1  # 0.8 eps / step
+    assert values["update, nearest, int8_127, |rate c|=1e-05", "weights that move"] == 0
+    assert values["update, stochastic, int8_127, |rate c|=1e-05", "weights that move"] > 0
+    along = [values[f"{name}, w8a8_int, 3 bits", "E[g] along the gradient"] for name in ("Q-RGE2", "Q-RGE1")]
+    assert along[1] > along[0]
+    errors = [values[f"w8a8_int, 4 bits, q={q}", "E|g - gradient|^2"] for q in (1, 16)]
+    assert errors[1] < errors[0] / 8
 
 
 def test_timing_is_interleaved():

@@ -3,6 +3,7 @@
 from zojax.estimators._base import Estimator, EstimatorState, Scalars, chain
 from zojax.estimators.forward import forward, fzoo
 from zojax.estimators.guards import clip_projected, skip_nonfinite
+from zojax.estimators.quzo import quzo
 from zojax.estimators.spsa import spsa
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "clip_projected",
     "forward",
     "fzoo",
+    "quzo",
     "skip_nonfinite",
     "spsa",
 ]

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from zojax import random
+from zojax import ops, random
 from zojax.diagnostics import AutoEps, choose_eps
 from zojax.perturb import PerturbSpec
 
@@ -312,4 +312,4 @@ def chain(
 
 
 def _float32(params: Params) -> Params:
-    return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
+    return jax.tree.map(ops.value, params, is_leaf=lambda node: hasattr(node, "materialize"))

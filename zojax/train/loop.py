@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zojax import replay
@@ -58,6 +59,7 @@ class Result(NamedTuple):
       forwards: forward passes of all steps, evaluation left out.
       best: {"step", "value"} of the best evaluation, or None.
       stopped_by: name of the signal that ended the run early, or None.
+      opt_state: the method's state.
     """
 
     params: Params
@@ -65,6 +67,7 @@ class Result(NamedTuple):
     forwards: int
     best: dict[str, Any] | None
     stopped_by: str | None
+    opt_state: Any
 
 
 def fit(
@@ -160,7 +163,7 @@ def fit(
     task_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
     evaluating = bool(eval_every and dev)
 
-    def report(step: int, ids: Any, scalars: Any) -> None:
+    def report(step: int, ids: Any, scalars: Any, extras: Any) -> None:
         scalars = jax.device_get(scalars)
         named = dict(zip(names, jax.tree.leaves(scalars), strict=True))
         if not allow_nonfinite and not all(np.all(np.isfinite(x)) for x in named.values()):
@@ -176,6 +179,7 @@ def fit(
             place["losses"] = [0.0, 0]
             rms = {f"{name}_rms": float(np.sqrt(np.mean(np.square(x)))) for name, x in named.items() if x.ndim}
             rest = {name: float(x) for name, x in named.items() if not x.ndim}
+            rest |= {name: float(x) for name, x in extras.items()}
             metrics.write(step, forwards=place["forwards"], loss=total / count, **rms, **rest)
         progress.update(step, forwards=place["forwards"] - forwards_before, loss=loss)
 
@@ -212,7 +216,9 @@ def fit(
             # The scalars of a step are read while the next one runs, unless something waits for them.
             if pending is not None:
                 report(*pending)
-            pending = (step, batch.get("id") if isinstance(batch, dict) else None, scalars)
+            # In buffers of their own, since the state is donated to the next step.
+            extras = jax.tree.map(jnp.copy, method.metrics(opt_state)) if step % log_every == 0 else {}
+            pending = (step, batch.get("id") if isinstance(batch, dict) else None, scalars, extras)
             ends = step == steps or bool(caught)
             evaluates = evaluating and (step == steps or step % eval_every == 0)
             saves = ends or bool(checkpoint_every and step % checkpoint_every == 0)
@@ -225,7 +231,7 @@ def fit(
                 save(step)
             if ends:
                 break
-    return Result(params, step, place["forwards"], place["best"], caught[0] if step < steps else None)
+    return Result(params, step, place["forwards"], place["best"], caught[0] if step < steps else None, opt_state)
 
 
 def _open_log(

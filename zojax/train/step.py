@@ -44,6 +44,7 @@ class Method(NamedTuple):
       scalars_like: (trainable, opt_state) -> shapes of the scalars.
       forwards: (probes of the step, step) -> what the step costs in forward passes.
       description: what a log says of the method.
+      metrics: optimiser state -> scalars that are logged beside a step's own.
     """
 
     init: Callable[[Params], Any]
@@ -52,6 +53,7 @@ class Method(NamedTuple):
     scalars_like: Callable[[Params, Any], Scalars]
     forwards: Callable[[int, int], int]
     description: str
+    metrics: Callable[[Any], dict[str, jax.Array]] = lambda opt_state: {}
 
 
 def make_measure(task: Task, estimator: Estimator, *, microbatches: int = 1) -> Callable[..., Scalars]:
@@ -133,6 +135,7 @@ def zeroth_order(
     description: str,
     queries: Callable[[int], int] | None = None,
     microbatches: int = 1,
+    metrics: Callable[[Any], dict[str, jax.Array]] = lambda opt_state: {},
 ) -> Method:
     """Steps of an estimator.
 
@@ -144,6 +147,7 @@ def zeroth_order(
       queries: steps taken before -> number of probes, such as `zojax.schedules.adaptive_queries`; each
         number is compiled once, and none may exceed the estimator's own.
       microbatches: parts that a batch is cut into.
+      metrics: optimiser state -> scalars that are logged beside a step's own.
 
     Returns:
       The method.
@@ -172,7 +176,7 @@ def zeroth_order(
         constant = lambda candidate: jnp.float32(0)  # noqa: E731
         return jax.eval_shape(lambda t, s: tx.measure(t, s, constant), trainable, opt_state)
 
-    return Method(jax.jit(tx.init), step, apply, scalars_like, forwards, description)
+    return Method(jax.jit(tx.init), step, apply, scalars_like, forwards, description, metrics)
 
 
 def first_order(task: Task, tx: optax.GradientTransformation, *, description: str, microbatches: int = 1) -> Method:

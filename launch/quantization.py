@@ -1,0 +1,94 @@
+"""From the `quant` and `adapter` fields of a config to quantised weights, and to updates that stay on their grid."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from launch.schema import Config
+from models.language import bert
+from zojax import quant, train
+from zojax.adapters.lora import add_lora
+from zojax.estimators import Estimator
+from zojax.quant.straight_through import straight_through
+
+Params = Any
+
+
+def rules(config: Config) -> tuple[quant.Rule, ...]:
+    """The rules of the config's profile for the model's leaves."""
+    profile = quant.PROFILES[config.quant.profile]
+    return quant.profile_rules(profile, kernels=bert.KERNELS, tables=bert.TABLES, rest="")
+
+
+def prepare(config: Config, params: Params, key: jax.Array) -> Params:
+    """The weights from which a run starts: quantised, and with adapters beside, where the config asks for them.
+
+    First-order training keeps float weights and quantises in its forward (`wrap_task`).
+
+    Args:
+      config: a config that `schema.check` has passed.
+      params: float weights.
+      key: key of the adapters' start.
+
+    Returns:
+      The weights.
+
+    Raises:
+      ValueError: if a pattern matches no leaf.
+    """
+    if config.quant.profile != "none" and config.method.name != "first_order":
+        params = quant.quantize_tree(params, rules(config))
+    if config.adapter.rank:
+        patterns = tuple(config.adapter.where)
+        params = add_lora(params, patterns, rank=config.adapter.rank, alpha=float(config.adapter.alpha), key=key)
+    return params
+
+
+def keep_on_grid(config: Config, tx: Estimator, trainable: Params, key: jax.Array) -> Estimator:
+    """The chain, with updates in whole codes where a leaf that is trained is quantised."""
+    leaves = jax.tree.leaves(trainable, is_leaf=lambda node: isinstance(node, quant.QArray))
+    if any(isinstance(leaf, quant.QArray) for leaf in leaves):
+        return quant.on_grid(tx, key=key, feedback=config.quant.feedback)
+    return tx
+
+
+def wrap_task(config: Config, task: train.Task) -> train.Task:
+    """The task, its weights quantised in the forward with straight-through gradients, for first-order training."""
+    if config.quant.profile == "none" or config.method.name != "first_order":
+        return task
+    return _StraightThrough(task=task, rules=rules(config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _StraightThrough(train.Task):
+    task: train.Task
+    rules: tuple[quant.Rule, ...]
+
+    def init(self, key: Any) -> Params:
+        return self.task.init(key)
+
+    def loss(self, params: Params, batch: Any, *, key: Any = None) -> Any:
+        return self.task.loss(straight_through(params, self.rules), batch, key=key)
+
+    def evaluate(self, params: Params, batch: Any) -> Any:
+        return self.task.evaluate(straight_through(params, self.rules), batch)
+
+
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
+    """What an optimiser's state says of the last update's codes."""
+    if not isinstance(opt_state, quant.OnGridState):
+        return {}
+    return {"codes_moved": opt_state.moved, "codes_clipped": opt_state.clipped}
+
+
+def noise_line(chain: Any, params: Params, opt_state: Any) -> str:
+    """One line on the rounding noise of an update at the first learning rate, or nothing where none is rounded."""
+    if not isinstance(opt_state, quant.OnGridState):
+        return ""
+    tx = quant.on_grid(chain, key=opt_state.key)
+    # The last step's scalars at the state of the first step: a schedule may have ended at 0.
+    state: Any = tx.init(params)
+    noise = jax.jit(lambda p, scalars: quant.update_noise(tx, chain, p, state, scalars))
+    update, predicted, measured = (float(x) for x in noise(params, opt_state.inner[0].last))
+    return f"update at first, rms {update:.3g}; its rounding noise: predicted {predicted:.3g}, measured {measured:.3g}"
