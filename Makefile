@@ -38,7 +38,7 @@ train: env ## Fine-tune a pretrained encoder on the embedded data set: WORKDIR=r
 	$(RUN) -m launch.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: env ## Run every test and every docstring example
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n auto
 
 lint: env ## Style, format and types
 	$(VENV)/bin/ruff check

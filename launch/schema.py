@@ -80,7 +80,8 @@ FIELDS: dict[str, _Field] = {
     "method.clip_projected": _number(inclusive=True),  # 0 for none
     "method.skip_nonfinite": _flag(),
     "quant.profile": _choice("none", "w8a8_int", "w8a8_fp8", "w4a8_int", "w4a8_fp8", "w4a4_int"),
-    "quant.feedback": _integer(0),  # steps from which the rounding error is rebuilt; 0 for none
+    # Steps of a block of error feedback; 0 for none.
+    "quant.feedback": _Field((int,), lambda v: v == 0 or v >= 2, "0, or an integer, 2 or more"),
     "adapter.rank": _integer(0),  # of LoRA; 0 for none
     "adapter.alpha": _number(),
     "adapter.where": _Field(

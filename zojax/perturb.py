@@ -145,17 +145,17 @@ class Perturbed:
 
     def embed(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d"]:
         """Rows of base + scale z; noise is made for these rows alone."""
-        base = self.base.rows(ids) if self._moves_codes else ops.embed(self.base, ids)
-        at = dict(start=self.start, size=self._size)
-        z = self.direction.rows(self.key, self.full_shape, ids, **at)
+        start, size = self.start, self._size
+        z = self.direction.rows(self.key, self.full_shape, ids, start=start, size=size)
         mask = self.mask
         if mask is not None and mask.dtype == jnp.uint32:
             mask = jnp.take(mask, ids, axis=0)
-        by = self.scale * apply_mask(z, mask, base)
         if not self._moves_codes:
-            return base + by
-        words = random.bits_at(self._rounding_key, self.full_shape, row_coordinates(self.full_shape, ids, **at))
-        return base.moved(by, self._mirrored(words)).materialize()
+            rows = ops.embed(self.base, ids)
+            return rows + self.scale * apply_mask(z, mask, rows)
+        codes = self.base.rows(ids)
+        words = random.bits_at(self._rounding_key, self.full_shape, row_coordinates(self.full_shape, ids, start, size))
+        return codes.moved(self.scale * apply_mask(z, mask, codes), self._mirrored(words)).materialize()
 
     @property
     def _is_quantized(self) -> bool:

@@ -2,8 +2,8 @@
 
     python -m launch.bench NAME [--repeats N]
 
-NAME is noise, zo_step, mezo_torch, quzo_statistics or quzo_step. Times are medians and minima over N interleaved rounds; quzo_statistics, which times
-nothing, takes N batches of 1,000 run keys.
+NAME is one of BENCHES below. Times are medians and minima over N interleaved rounds; quzo_statistics, which times
+nothing, has none.
 """
 
 import argparse

@@ -92,6 +92,7 @@ def _rules(config):
         ({"quant__profile": "w8a8_int", "model__dtype": "bfloat16"}, "config.quant.profile is 'w8a8_int'"),
         ({"quant__profile": "int8"}, "config.quant.profile is 'int8'"),
         ({"method__bits": 9}, "config.method.bits is 9"),
+        ({"quant__profile": "w8a8_int", "quant__feedback": 1}, "config.quant.feedback is 1"),
     ],
 )
 def test_refusals_name_the_field(tiny, changes, field):

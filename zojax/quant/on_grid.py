@@ -19,6 +19,9 @@ __all__ = ["OnGridState", "UpdateNoise", "on_grid", "update_noise"]
 
 Params = Any
 
+# In place of the updates, which an estimator at the head of a chain does not read.
+NOTHING: Any = None
+
 
 class OnGridState(NamedTuple):
     """State of `on_grid`.
@@ -181,17 +184,17 @@ def update_noise(tx: Estimator, inner: Estimator, params: Params, state: OnGridS
       >>> import optax
       >>> from zojax import estimators
       >>> from zojax.quant import quantize
-      >>> chain = estimators.chain(estimators.quzo(1e-2, key=jax.random.key(0)), optax.sgd(1e-5))
+      >>> chain = estimators.chain(estimators.quzo(1e-2, key=jax.random.key(0)), optax.sgd(1e-4))
       >>> tx = on_grid(chain, key=jax.random.key(1))
-      >>> params = {"w": quantize(jnp.ones((64, 64)), "int8_127")}
+      >>> params = {"w": quantize(jax.random.normal(jax.random.key(2), (64, 64)), "int8_127")}
       >>> state = tx.init(params)
       >>> scalars = tx.measure(params, state, lambda p: jnp.sum(ops.value(p["w"]) ** 2))
       >>> noise = update_noise(tx, chain, params, state, scalars)
       >>> bool(abs(noise.measured / noise.predicted - 1) < 0.1)
       True
     """
-    wanted, _ = inner.update(None, state.inner, params, scalars=scalars)
-    got, _ = tx.update(None, state, params, scalars=scalars)
+    wanted, _ = inner.update(NOTHING, state.inner, params, scalars=scalars)
+    got, _ = tx.update(NOTHING, state, params, scalars=scalars)
     count, update, predicted, measured = 0, 0.0, 0.0, 0.0
     for w, u, d in zip(_leaves(params), jax.tree.leaves(wanted), _leaves(got), strict=True):
         if isinstance(w, QArray):
@@ -222,7 +225,7 @@ def _rounded(updates: Params, errors: list[Any] | None, state: OnGridState, para
     rounded = []
     for (path, w), update, error in zip(flat, given, past, strict=True):
         if isinstance(w, QArray):
-            update = _steps(w, update if error is None else update + error, jnp.full(w.shape, 2**31, jnp.uint32))
+            update = _steps(w, update if error is None else update + error, _words(state, path, w, block))
         rounded.append(update)
     return rounded
 
@@ -251,7 +254,7 @@ def _errors(inner: Estimator, state: OnGridState, params: Params, block: int) ->
     errors: list[Any] = [jnp.zeros(w.shape, jnp.float32) if isinstance(w, QArray) else None for _, w in flat]
     for index in range(block - 1):
         counters, scalars = jax.tree.map(lambda x, i=index: x[i], state.past)
-        updates, _ = inner.update(None, _with_counters(state.inner, counters), params, scalars=scalars)
+        updates, _ = inner.update(NOTHING, _with_counters(state.inner, counters), params, scalars=scalars)
         in_block = block - 1 - index <= state.count % block
         for at, ((path, w), update) in enumerate(zip(flat, jax.tree.leaves(updates), strict=True)):
             if isinstance(w, QArray):
