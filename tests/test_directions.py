@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zojax._roundings import tables
 from zojax.directions import BOUNDS, Gaussian, LowRank, Rademacher, Rounded, Sparse, Sphere
 from zojax.perturb import PerturbSpec
 
@@ -87,6 +88,7 @@ ALL = {
     "sparse": Sparse(inner=Gaussian()),
     "rounded": Rounded(bits=4),
     "rounded_update": Rounded(bits=4).for_update,
+    "rounded_normal": Rounded(bits=8),
     "sparse_rounded": Sparse(inner=Rounded(bits=3)),
 }
 
@@ -195,10 +197,40 @@ def test_the_bias_formula_is_good_up_to_levels_two_apart():
 def test_product_moment_is_that_of_the_clipped_normal(bits):
     direction = Rounded(bits=bits)
     reach = direction.step * direction.levels
-    # erfc and the difference of terms near 1: float64 to 1e-14.
+    # erfc and the difference of terms near 1: float64 to 1e-14. Up to 4 bits probabilities are rounded to 2^-16, by
+    # half of that at most: a level's square of up to bound^2 = 16 times 2^-17 a level, and half as much by the other.
+    tolerance = 1e-12 if bits > 4 else 16 * 2**-17 * (2 * direction.levels + 1)
     assert direction.product_moment == pytest.approx(
-        expectation(lambda u: np.clip(u, -reach, reach) ** 2, direction.step), rel=1e-12
+        expectation(lambda u: np.clip(u, -reach, reach) ** 2, direction.step), rel=tolerance
     )
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_the_drawn_distribution_is_that_of_two_roundings_of_a_normal(bits):
+    direction = Rounded(bits=bits)
+    n, step = direction.levels, direction.step
+    codes = np.arange(-n, n + 1)
+
+    def given(u):  # P(rounding = code | u) [code, ...]
+        low = np.floor(u / step)
+        fraction = u / step - low
+        below, above = (np.clip(low + i, -n, n)[None] == codes[:, None, None] for i in (0, 1))
+        return below * (1 - fraction) + above * fraction
+
+    drawn = np.zeros((2 * n + 1, 2 * n + 1))
+    integers = jnp.arange(2**16, dtype=jnp.uint32)
+    first = np.asarray(jax.jit(lambda v: tables(n, step).first(v))(integers)) + n
+    starts = np.searchsorted(first, codes + n)  # an integer of each level
+    second = jax.jit(lambda one: tables(n, step).second(jnp.full((2**16,), one), integers))
+    for level, at in enumerate(starts):
+        share = np.bincount(first, minlength=2 * n + 1)[level] / 2**16
+        drawn[level] = share * np.bincount(np.asarray(second(jnp.uint32(at))) + n, minlength=2 * n + 1) / 2**16
+    exact = np.array(
+        [[expectation(lambda u, i=i, j=j: given(u)[i] * given(u)[j], step) for j in codes + n] for i in codes + n]
+    )
+    # Shares and shares of shares are rounded to 2^-16; the middle level takes up what the others lose, n 2^-16 at most.
+    np.testing.assert_allclose(drawn, exact, rtol=0, atol=(n + 1) * 2.0**-16)
+    assert np.array_equal(drawn, drawn[::-1, ::-1])  # the mean is 0 exactly
 
 
 @pytest.mark.parametrize("bits", [4, 3, 2])
@@ -212,17 +244,28 @@ def test_moments_with_the_default_bounds(bits):
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_rounding_is_the_normal_and_words_of_its_number(number):
     """Against jax.random in float64: one u for both roundings, r from fold_in(leaf key, number)."""
-    direction, shape = Rounded(bits=4), (64, 128)
+    direction, shape = Rounded(bits=5), (64, 128)
     direction = direction if number == 1 else direction.for_update
     u = np.asarray(jax.random.normal(KEY, shape), np.float64)
     r = (np.asarray(jax.random.bits(jax.random.fold_in(KEY, number), shape)) >> 8) / 2.0**24
-    level = u / (4 / 7) + r
-    sure = np.abs(level - np.round(level)) > 1e-5  # float32 of levels up to 8
+    level = u / (5.5 / 15) + r
+    sure = np.abs(level - np.round(level)) > 1e-5  # float32 of levels up to 16
     codes, step, bits = direction.codes(KEY, shape)
-    assert (step, bits, codes.dtype) == (4 / 7, 4, jnp.int8)
-    np.testing.assert_array_equal(np.asarray(codes)[sure], np.clip(np.floor(level), -7, 7)[sure])
+    assert (step, bits, codes.dtype) == (5.5 / 15, 5, jnp.int8)
+    np.testing.assert_array_equal(np.asarray(codes)[sure], np.clip(np.floor(level), -15, 15)[sure])
     assert sure.mean() > 0.999
     np.testing.assert_array_equal(direction.sample(KEY, shape), np.asarray(codes, np.float32) * np.float32(step))
+
+
+def test_roundings_of_few_bits_come_from_the_halves_of_their_numbers():
+    direction, shape = Rounded(bits=3), (6, 16)
+    words = [np.asarray(jax.random.bits(jax.random.fold_in(KEY, number), (3, 16))) for number in (1, 2)]
+    one, two = (np.stack([w & 0xFFFF, w >> 16], axis=1).reshape(shape) for w in words)
+    table = tables(3, 1.0)
+    np.testing.assert_array_equal(direction.codes(KEY, shape)[0], table.first(jnp.asarray(one)))
+    np.testing.assert_array_equal(
+        direction.for_update.codes(KEY, shape)[0], table.second(jnp.asarray(one), jnp.asarray(two))
+    )
 
 
 def test_the_probe_takes_rounding_1_and_the_update_rounding_2():

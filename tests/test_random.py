@@ -105,7 +105,7 @@ def test_a_tile_is_a_slice(tile):
     # The key is an argument: of a constant key XLA folds the draw, with a log1p that differs in its last bit.
     @jax.jit
     def draw(key, at):
-        functions = [getattr(random, name) for name in (*DRAWS, "signs")]
+        functions = [getattr(random, name) for name in (*DRAWS, "signs", "halves")]
         return [
             (f(key, shape), f(key, shape, start=start, size=size), f(key, shape, start=at, size=size))
             for f in functions
@@ -117,7 +117,7 @@ def test_a_tile_is_a_slice(tile):
         assert equal(traced, expected)
 
 
-@pytest.mark.parametrize("draw", [*DRAWS, "signs"])
+@pytest.mark.parametrize("draw", [*DRAWS, "signs", "halves"])
 def test_jit_vmap_over_keys_and_scan_over_start(draw):
     f, shape = getattr(random, draw), (12, 40, 5)
     whole = np.asarray(f(KEY, shape))
@@ -136,7 +136,9 @@ def test_jit_vmap_over_keys_and_scan_over_start(draw):
     assert equal(np.concatenate(blocks, axis=1), whole)
 
 
-@pytest.mark.parametrize(("at", "whole"), [("bits_at", "bits"), ("normal_at", "normal"), ("signs_at", "signs")])
+@pytest.mark.parametrize(
+    ("at", "whole"), [("bits_at", "bits"), ("normal_at", "normal"), ("signs_at", "signs"), ("halves_at", "halves")]
+)
 @pytest.mark.parametrize("shape", [(37,), (70, 9), (3, 70, 9)])
 def test_coordinates(at, whole, shape):
     rng = np.random.default_rng(0)
@@ -222,6 +224,14 @@ def test_signs_are_the_bits_of_the_words(shape):
     assert equal(jax.jit(lambda key: random.signs(key, shape))(KEY), unpack_signs(KEY, shape))
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (32, 3), (33, 2), (2, 3, 41, 3)])
+def test_halves_are_those_of_the_words(shape):
+    view = (1,) * (2 - len(shape)) + tuple(shape)
+    words = np.asarray(jax.random.bits(KEY, (*view[:-2], -(-view[-2] // 2), view[-1])))
+    expected = np.stack([words & 0xFFFF, words >> 16], axis=-2).reshape(*view[:-2], -1, view[-1])
+    assert equal(jax.jit(lambda key: random.halves(key, shape))(KEY), expected[..., : view[-2], :].reshape(shape))
+
+
 def test_every_bit_of_the_words_is_used_once():
     z = np.asarray(random.signs(KEY, (64, 8)))
     words = np.asarray(jax.random.bits(KEY, (2, 8)))
@@ -295,9 +305,11 @@ def test_two_words_do_for_a_key():
 
     @jax.jit
     def draw(key):
-        full = [getattr(random, name)(key, shape) for name in (*DRAWS, "signs")]
-        part = [getattr(random, name)(key, shape, **tile) for name in (*DRAWS, "signs")]
-        at = [getattr(random, name)(key, shape, coordinates) for name in ("bits_at", "normal_at", "signs_at")]
+        full = [getattr(random, name)(key, shape) for name in (*DRAWS, "signs", "halves")]
+        part = [getattr(random, name)(key, shape, **tile) for name in (*DRAWS, "signs", "halves")]
+        at = [
+            getattr(random, name)(key, shape, coordinates) for name in ("bits_at", "normal_at", "signs_at", "halves_at")
+        ]
         return full + part + at + [random.stored(key, lambda: random.bits(key, shape))]
 
     words = random.key_words(KEY)

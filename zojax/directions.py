@@ -9,14 +9,15 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Integer, Key
 
-from zojax import random
+from zojax import _roundings, random
+from zojax._kept import normal_factor
 from zojax.rounding import stochastic
 
 __all__ = ["Direction", "Gaussian", "LowRank", "Rademacher", "Rounded", "Sparse", "Sphere"]
@@ -162,7 +163,8 @@ class Rounded(Direction):
     of which D^2 / 6 is all but 0.5 % up to D = 2, and all but 7 % at D = 3.
 
     D is a constant of the bits, and not a multiple of the leaf's largest draw as in the paper, so that a tile needs no
-    pass over the leaf.
+    pass over the leaf. Up to 4 bits the codes are drawn from the joint distribution of (u_1, u_2), with probabilities
+    that are multiples of 2^-16, and u itself is never made (ours; five times as fast).
 
     Attributes:
       bits: 2 to 8; for one bit, use `Rademacher`, which needs no rounding.
@@ -205,12 +207,16 @@ class Rounded(Direction):
 
     @property
     def product_moment(self) -> float:
-        """E[u_1 u_2] of independent roundings: 1 where nothing clips, E[clip(u)^2] in any case.
+        """E[u_1 u_2] of independent roundings: E[clip(u)^2], which is 1 where nothing clips.
+
+        Up to 4 bits it is that of the drawn distribution, the same to some 2^-16.
 
         Example:
-          >>> round(Rounded(bits=4).product_moment, 4), round(Rounded(bits=2).product_moment, 3)
-          (0.9999, 0.921)
+          >>> round(Rounded(bits=4).product_moment, 3), round(Rounded(bits=2).product_moment, 3)
+          (1.0, 0.921)
         """
+        if self._by_table:
+            return self.step**2 * _roundings.tables(self.levels, self.step).product_moment
         r = self.step * self.levels
         tail = math.erfc(r / math.sqrt(2))
         density = math.exp(-r * r / 2) / math.sqrt(2 * math.pi)
@@ -221,9 +227,12 @@ class Rounded(Direction):
         return dataclasses.replace(self, number=2) if self.independent else self
 
     def codes(self, key, shape, *, start=None, size=None):
+        if self._by_table:
+            draw = functools.partial(random.halves, shape=shape, start=start, size=size)
+            return self._from_halves(key, draw), self.step, self.bits
         u = random.normal(key, shape, start=start, size=size)
         words = random.bits(jax.random.fold_in(key, self.number), shape, start=start, size=size)
-        return self._codes(u, words), self.step, self.bits
+        return self._round(u, words), self.step, self.bits
 
     def sample(self, key, shape, *, start=None, size=None):
         codes, step, _ = self.codes(key, shape, start=start, size=size)
@@ -231,11 +240,25 @@ class Rounded(Direction):
 
     def rows(self, key, shape, ids, *, start=None, size=None):
         at = row_coordinates(shape, ids, start, size)
-        words = random.bits_at(jax.random.fold_in(key, self.number), shape, at)
-        return self._codes(random.normal_at(key, shape, at), words).astype(jnp.float32) * self.step
+        if self._by_table:
+            codes = self._from_halves(key, functools.partial(random.halves_at, shape=shape, coordinates=at))
+        else:
+            words = random.bits_at(jax.random.fold_in(key, self.number), shape, at)
+            codes = self._round(random.normal_at(key, shape, at), words)
+        return codes.astype(jnp.float32) * self.step
 
-    def _codes(self, u: Array, words: Array) -> Array:
+    @property
+    def _by_table(self) -> bool:
+        # 2^bits - 2 comparisons an element: at 5 bits they begin to cost what the normal does.
+        return self.bits <= 4
+
+    def _round(self, u: Array, words: Array) -> Array:
         return jnp.clip(stochastic(u / self.step, words), -self.levels, self.levels).astype(jnp.int8)
+
+    def _from_halves(self, key: Array, draw: Callable[[Array], Array]) -> Array:
+        first, second = (draw(jax.random.fold_in(key, number)) for number in (1, 2))
+        table = _roundings.tables(self.levels, self.step)
+        return table.first(first) if self.number == 1 else table.second(first, second)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -295,11 +318,9 @@ class LowRank(Direction):
 
         def factor(number: int, axis: int) -> Array:
             full = (*shape[:-2], shape[axis], self.rank)
-            at = None if start is None else (*lead, _start_at(start, axis), 0)
+            at = jnp.stack([*lead, _start_at(start, axis), jnp.uint32(0)])
             tile = (*size[:-2], size[axis], self.rank)
-            factor_key = jax.random.fold_in(key, number)
-            # Kept apart, since a fused outer product would draw each factor anew for every element of z.
-            return random.stored(factor_key, lambda: random.normal(factor_key, full, start=at, size=tile))
+            return normal_factor(jax.random.fold_in(key, number), full, start=at, size=tile)
 
         return factor(0, -2), factor(1, -1)
 
@@ -321,7 +342,7 @@ class LowRank(Direction):
     def dot(self, x, key, shape, *, start, size):
         A, B = self.factors(key, shape, start=start, size=size)
         A, B = A.reshape(A.shape[-2:]), B.reshape(B.shape[-2:])
-        return jnp.dot(jnp.dot(x, A), B.T) / math.sqrt(self.rank)
+        return self._product(jnp.dot(x, A), B)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

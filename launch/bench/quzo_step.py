@@ -59,6 +59,7 @@ def run(
             "4 bits, beside": (4, "beside", 0),
             "signs, beside": (1, "beside", 0),
             "4 bits, codes": (4, "codes", 0),
+            "signs, codes": (1, "codes", 0),
         }
         if "fp8" not in name:
             settings["4 bits, beside, feedback 8"] = (4, "beside", 8)
