@@ -1,11 +1,11 @@
-"""Compares the BERT encoder with transformers' and rewrites the golden files from it.
+"""Compares the language models with transformers' and rewrites the golden files from it.
 
     python -m launch.parity
 
 It needs torch and transformers, which the project does not install; the golden files it writes let the tests
-check the same without them. Two cases: MiniLM on a few awkward sentences, and a small random encoder whose biases,
-gains and token types all matter. It prints one line of JSON a case and fails, writing nothing, if any entry
-differs by more than TOLERANCE.
+check the same without them. The cases: MiniLM on a few awkward sentences, a small random encoder whose biases,
+gains and token types all matter, and a small random model of every family (launch/parity_models.py). It prints one
+line of JSON a case and fails, writing nothing, if any entry differs by more than TOLERANCE.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from launch import parity_models
 from models.language import hub
 from models.language.bert import Bert
 from models.language.classifier import TextClassifier
@@ -151,7 +152,7 @@ def tiny(bert_config: Any, bert_model: Any, folder: Path) -> tuple[bool, dict[st
 
 
 def main() -> int:
-    """Runs both cases; returns the process's exit status."""
+    """Runs all cases; returns the process's exit status."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
         from transformers import BertConfig, BertModel  # pyright: ignore[reportMissingImports]
@@ -162,7 +163,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         same_minilm, minilm_arrays = minilm(BertModel)
         same_tiny, tiny_arrays = tiny(BertConfig, BertModel, Path(scratch))
-        if not (same_minilm and same_tiny):
+        if not (same_minilm and same_tiny and parity_models.main(GOLDEN / "families")):
             print(f"parity: a difference exceeds {TOLERANCE}; the golden files stay as they are", file=sys.stderr)
             return 1
         checkpoint = GOLDEN / "bert_tiny"

@@ -1,6 +1,6 @@
-"""BERT's encoder in Flax Linen; every weight is touched through `zojax.ops` alone.
+"""BERT's and RoBERTa's encoder and head for masked words, in Flax Linen over `zojax.ops` alone.
 
-Numbered differences from the reference implementation (Hugging Face's `BertModel`):
+Numbered differences from the reference implementation (Hugging Face's `BertModel` and `RobertaModel`):
 
 1. There is no dropout. A zeroth-order probe compares two forwards of one batch; noise in the activations
    would have to be the same in both, and then regularises little.
@@ -10,12 +10,11 @@ Numbered differences from the reference implementation (Hugging Face's `BertMode
    may treat each by itself. One fused product for the three was no faster on CPU.
 4. Masked scores get -1e9 instead of the smallest float32: exp() is 0 for both, and a row in which everything
    is masked stays finite.
+5. RoBERTa's positions count the tokens of the mask; there, those that are not the padding token.
 """
 
 import dataclasses
-import json
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +23,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.language.config import check_sizes, fill, read
+from models.language.layers import ACTIVATIONS, MASKED, LayerNorm, Linear
+from models.language.sharding import constrain
 from zojax import ops
 
-__all__ = ["ACTIVATIONS", "KERNELS", "STACKED", "TABLES", "Bert", "BertConfig", "cast_matrices"]
+__all__ = ["KERNELS", "STACKED", "TABLES", "Bert", "BertConfig"]
 
 STACKED: tuple[str, ...] = (r"(^|/)layers/",)
 """Patterns of the leaves that the model scans over, for `PerturbSpec.stacked`."""
 
-KERNELS = r"(layers/\w+|pooler)/kernel$"
+KERNELS = r"(layers/\w+|pooler|masked_head/dense)/kernel$"
 TABLES = r"embeddings/(word|position|type)$"
 """Patterns of the matrices and of the tables, for rules that quantise."""
-
-MASKED = -1e9
-
-
-def _gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": _gelu,
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """Sizes and constants of a BERT encoder, under the names of Hugging Face's config.json.
+    """Sizes and constants of a BERT or RoBERTa encoder, under the names of Hugging Face's config.json.
 
     Args:
       vocab_size: rows of the word table.
@@ -60,10 +49,12 @@ class BertConfig:
       num_attention_heads: heads; divides hidden_size.
       intermediate_size: width of the MLP.
       hidden_act: "gelu" (exact), "gelu_new" (tanh approximation) or "relu".
-      max_position_embeddings: longest sequence, in tokens.
+      max_position_embeddings: rows of the position table.
       type_vocab_size: rows of the token-type table.
       layer_norm_eps: constant under the root of LayerNorm.
       initializer_range: standard deviation of randomly initialised matrices.
+      position_offset: row of the first token's position. 0 is BERT: positions are columns of the batch. RoBERTa has 2
+        (its padding token's number and one more), and its positions count tokens, wherever the padding is.
 
     Raises:
       ValueError: if a size is not positive, the heads do not divide the width, or hidden_act is unknown.
@@ -84,12 +75,10 @@ class BertConfig:
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    position_offset: int = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            size = getattr(self, field.name)
-            if field.type is int and size < 1:
-                raise ValueError(f"BertConfig.{field.name} is {size}; it must be positive")
+        check_sizes(self, may_be_zero=("position_offset",))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BertConfig.num_attention_heads is {self.num_attention_heads}; it must divide "
@@ -116,35 +105,24 @@ class BertConfig:
           The configuration.
 
         Raises:
-          ValueError: if a size is missing, or the file describes something other than a BERT encoder with
+          ValueError: if a size is missing, or the file describes something other than a BERT or RoBERTa encoder with
             absolute positions.
 
         Example:
           >>> BertConfig.from_dict({"model_type": "gpt2"})
           Traceback (most recent call last):
           ...
-          ValueError: config.json: model_type is 'gpt2'; it must be 'bert'
+          ValueError: config.json: model_type is 'gpt2'; it must be 'bert' or 'roberta'
         """
-        for key, right in (
-            ("model_type", "bert"),
-            ("position_embedding_type", "absolute"),
-            ("is_decoder", False),
-        ):
+        kind = values.get("model_type", "bert")
+        if kind not in ("bert", "roberta"):
+            raise ValueError(f"config.json: model_type is {kind!r}; it must be 'bert' or 'roberta'")
+        for key, right in (("position_embedding_type", "absolute"), ("is_decoder", False)):
             if values.get(key, right) != right:
                 raise ValueError(f"config.json: {key} is {values[key]!r}; it must be {right!r}")
-        fields = dataclasses.fields(cls)
-        missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-        if missing:
-            raise ValueError(f"config.json lacks {', '.join(missing)}")
-        types, given = typing.get_type_hints(cls), {}
-        for name in (f.name for f in fields if f.name in values):
-            # JSON writes the float 1.0 as 1, too.
-            allowed = (int, float) if types[name] is float else types[name]
-            if not isinstance(values[name], allowed) or isinstance(values[name], bool):
-                kind = types[name].__name__
-                raise ValueError(f"config.json: {name} is {values[name]!r}; it must be of type {kind}")
-            given[name] = types[name](values[name])
-        return cls(**given)
+        padding = values.get("pad_token_id")
+        offset = 0 if kind == "bert" else (1 if padding is None else padding) + 1
+        return fill(cls, {**values, "position_offset": offset})
 
     @classmethod
     def from_file(cls, path: Path | str) -> "BertConfig":
@@ -160,74 +138,24 @@ class BertConfig:
           FileNotFoundError: if there is no such file.
           ValueError: as `from_dict`, or if the file is no JSON object.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a JSON {type(values).__name__}; it must hold an object")
-        return cls.from_dict(values)
+        return cls.from_dict(read(path))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping for a config.json that `transformers` reads.
 
-def cast_matrices(params: Any, dtype: str) -> Any:
-    """Casts kernels and tables to `dtype` and leaves vectors (biases, gains; [L, d] when stacked) in float32.
+        Returns:
+          A JSON object.
 
-    A half precision gain of 1 does not move under a perturbation of 1e-3, and vectors cost no memory.
-
-    Args:
-      params: the encoder's tree, or a tree that holds it.
-      dtype: "float32", "bfloat16" or "float16".
-
-    Returns:
-      A tree of the same structure.
-
-    Raises:
-      ValueError: if dtype is none of the three.
-
-    Example:
-      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-      >>> jax.tree.map(lambda x: str(x.dtype), cast_matrices(params, "bfloat16"))
-      {'bias': 'float32', 'kernel': 'bfloat16'}
-    """
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype is {dtype!r}; it must be 'float32', 'bfloat16' or 'float16'")
-
-    def cast(path, leaf):
-        # "kernel" and the tables are matrices by name: a stacked bias has two axes as well.
-        vector = path[-1].key in ("bias", "scale")
-        return leaf.astype(jnp.float32 if vector else jnp.dtype(dtype))
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
-class Linear(nn.Module):
-    """Affine map y = x W + b, with W [d_in, d_out]."""
-
-    features: int
-    stddev: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b d_in"]) -> Float[Array, "*b d_out"]:
-        """Applies the map to the last axis."""
-        kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return ops.dot(x, kernel) + ops.value(bias)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, its statistics in float32."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Normalises, then applies gain and bias."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = x.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + self.eps) * ops.value(scale) + ops.value(bias)
+        Example:
+          >>> config = BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=2,
+          ...                     intermediate_size=8, position_offset=2)
+          >>> BertConfig.from_dict(config.to_dict()) == config
+          True
+        """
+        values = dataclasses.asdict(self)
+        offset = values.pop("position_offset")
+        kind = {"model_type": "roberta", "pad_token_id": offset - 1} if offset else {"model_type": "bert"}
+        return {**values, **kind, "position_embedding_type": "absolute"}
 
 
 class Embeddings(nn.Module):
@@ -235,21 +163,51 @@ class Embeddings(nn.Module):
 
     config: BertConfig
 
-    @nn.compact
-    def __call__(
-        self, tokens: Int[Array, "b s"], token_types: Int[Array, "b s"] | None = None
-    ) -> Float[Array, "b s d"]:
-        """Embeds token ids; without token types every token is of type 0."""
+    def setup(self):
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
-        word = self.param("word", init, (c.vocab_size, c.hidden_size))
-        position = self.param("position", init, (c.max_position_embeddings, c.hidden_size))
-        kind = self.param("type", init, (c.type_vocab_size, c.hidden_size))
+        self.word = self.param("word", init, (c.vocab_size, c.hidden_size))
+        self.position = self.param("position", init, (c.max_position_embeddings, c.hidden_size))
+        self.type = self.param("type", init, (c.type_vocab_size, c.hidden_size))
+        self.norm = LayerNorm(c.layer_norm_eps)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b s"],
+        mask: Bool[Array, "b s"],
+        token_types: Int[Array, "b s"] | None = None,
+        segments: Int[Array, "b s"] | None = None,
+    ) -> Float[Array, "b s d"]:
+        """Embeds token ids; without token types every token is of type 0. Positions count within a segment."""
         if token_types is None:
             token_types = jnp.zeros((1, 1), jnp.int32)
-        x = ops.embed(word, tokens) + ops.embed(kind, token_types)
-        x = x + ops.embed(position, jnp.arange(tokens.shape[1]))
-        return LayerNorm(c.layer_norm_eps, name="norm")(x)
+        x = ops.embed(self.word, tokens) + ops.embed(self.type, token_types)
+        position = jnp.arange(tokens.shape[1])
+        if self.config.position_offset:
+            position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + self.config.position_offset
+        if segments is not None:
+            starts = jnp.concatenate([jnp.ones_like(mask[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
+            column = jnp.arange(tokens.shape[1])
+            position = column - jax.lax.cummax(jnp.where(starts, column, 0), axis=1) + self.config.position_offset
+        return self.norm(x + ops.embed(self.position, position))
+
+    def attend(self, x: Float[Array, "b s d"]) -> Float[Array, "b s vocab"]:
+        """Products with the word table: the tied output layer."""
+        return ops.einsum("bsd,vd->bsv", x, self.word)
+
+
+class MaskedHead(nn.Module):
+    """What stands before the tied output layer: a linear layer, the activation, a LayerNorm; and the output's bias."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s d"], Float[Array, " vocab"]]:
+        """Returns (features, bias)."""
+        c = self.config
+        x = ACTIVATIONS[c.hidden_act](Linear(c.hidden_size, c.initializer_range, name="dense")(x))
+        bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+        return LayerNorm(c.layer_norm_eps, name="norm")(x), ops.value(bias)
 
 
 class Layer(nn.Module):
@@ -258,10 +216,11 @@ class Layer(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 1 s"]) -> tuple[Float[Array, "b s d"], None]:
+    def __call__(self, x: Float[Array, "b s d"], bias: Float[Array, "b 1 #s s"]) -> tuple[Float[Array, "b s d"], None]:
         """Maps hidden states; `bias` is added to the attention scores. Returns (carry, None) for scan."""
         c = self.config
         batch, length, _ = x.shape
+        x = constrain(x, "batch", None, None)
 
         def linear(name, features=c.hidden_size):
             return Linear(features, c.initializer_range, name=name)
@@ -281,10 +240,11 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """BERT's encoder (BERT: Pre-training of Deep Bidirectional Transformers, arXiv:1810.04805).
+    """BERT's encoder (arXiv:1810.04805) and RoBERTa's (arXiv:1907.11692).
 
     Parameters: "embeddings" {word, position, type, norm}; "layers" {query, key, value, output, attention_norm,
-    up, down, mlp_norm}, stacked over layers; "pooler" {kernel, bias} where `pooled` is used.
+    up, down, mlp_norm}, stacked over layers; "pooler" {kernel, bias} where `pooled` is used; "masked_head" {dense,
+    norm, bias} where `masked_logits` is used.
 
     Args:
       config: sizes and constants.
@@ -314,12 +274,14 @@ class Bert(nn.Module):
         )
         self.layers = scanned(c)
         self.pooler = Linear(c.hidden_size, c.initializer_range)
+        self.masked_head = MaskedHead(c)
 
     def __call__(
         self,
         tokens: Int[Array, "b s"],
         mask: Bool[Array, "b s"],
         token_types: Int[Array, "b s"] | None = None,
+        segments: Int[Array, "b s"] | None = None,
     ) -> Float[Array, "b s d"]:
         """Hidden states of the last layer.
 
@@ -327,6 +289,8 @@ class Bert(nn.Module):
           tokens: token ids in [0, vocab_size).
           mask: True where there is a token, False at padding.
           token_types: ids in [0, type_vocab_size); all 0 if absent.
+          segments: numbers of the texts that stand side by side in a row, each without gaps and padding after them:
+            a token sees its own text alone. None: one text a row.
 
         Returns:
           float32 [b, s, hidden_size].
@@ -334,13 +298,18 @@ class Bert(nn.Module):
         Raises:
           ValueError: if the sequence is longer than the position table.
         """
-        if tokens.shape[1] > self.config.max_position_embeddings:
+        c = self.config
+        if tokens.shape[1] > c.max_position_embeddings - c.position_offset:
+            offset = f" - {c.position_offset}" if c.position_offset else ""
             raise ValueError(
-                f"tokens has length {tokens.shape[1]}; it must be at most max_position_embeddings = "
-                f"{self.config.max_position_embeddings}"
+                f"tokens has length {tokens.shape[1]}; it must be at most max_position_embeddings{offset} = "
+                f"{c.max_position_embeddings - c.position_offset}"
             )
-        bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
-        hidden, _ = self.layers(self.embeddings(tokens, token_types), bias)
+        seen = mask[:, None, :]
+        if segments is not None:
+            seen = seen & (segments[:, :, None] == segments[:, None, :])
+        bias = jnp.where(seen, 0.0, MASKED)[:, None]
+        hidden, _ = self.layers(self.embeddings(tokens, mask, token_types, segments), bias)
         return hidden
 
     def pooled(
@@ -360,3 +329,28 @@ class Bert(nn.Module):
           float32 [b, hidden_size].
         """
         return jnp.tanh(self.pooler(self(tokens, mask, token_types)[:, 0]))
+
+    def masked_logits(
+        self,
+        tokens: Int[Array, "b s"],
+        mask: Bool[Array, "b s"],
+        token_types: Int[Array, "b s"] | None = None,
+        *,
+        at: Int[Array, "b p"] | None = None,
+    ) -> Float[Array, "b p vocab"]:
+        """Logits of the words that stand at some columns: where [MASK] is, what was masked.
+
+        Args:
+          tokens: token ids.
+          mask: True where there is a token.
+          token_types: token-type ids, or None.
+          at: columns to predict, p in each row; None: all of them, p = s.
+
+        Returns:
+          float32 [b, p, vocab_size].
+        """
+        hidden = self(tokens, mask, token_types)
+        if at is not None:
+            hidden = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
+        features, bias = self.masked_head(hidden)
+        return constrain(self.embeddings.attend(features) + bias, "batch", None, "wide")

