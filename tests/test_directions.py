@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zojax import random
 from zojax._roundings import tables
 from zojax.directions import BOUNDS, Gaussian, LowRank, Rademacher, Rounded, Sparse, Sphere
 from zojax.perturb import PerturbSpec
@@ -257,10 +258,9 @@ def test_a_rounding_is_the_normal_and_words_of_its_number(number):
     np.testing.assert_array_equal(direction.sample(KEY, shape), np.asarray(codes, np.float32) * np.float32(step))
 
 
-def test_roundings_of_few_bits_come_from_the_halves_of_their_numbers():
+def test_roundings_of_few_bits_come_from_the_two_words_of_a_draw():
     direction, shape = Rounded(bits=3), (6, 16)
-    words = [np.asarray(jax.random.bits(jax.random.fold_in(KEY, number), (3, 16))) for number in (1, 2)]
-    one, two = (np.stack([w & 0xFFFF, w >> 16], axis=1).reshape(shape) for w in words)
+    one, two = (np.asarray(random.halves(KEY, shape, word=word)) for word in (0, 1))
     table = tables(3, 1.0)
     np.testing.assert_array_equal(direction.codes(KEY, shape)[0], table.first(jnp.asarray(one)))
     np.testing.assert_array_equal(

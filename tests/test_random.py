@@ -21,6 +21,10 @@ from zojax import random
 
 KEY = jax.random.key(2026)
 DRAWS = ("bits", "uniform", "normal", "rademacher")
+FUNCTIONS = {name: getattr(random, name) for name in (*DRAWS, "bits_at", "normal_at", "signs", "signs_at")} | {
+    "halves": functools.partial(random.halves, word=1),
+    "halves_at": functools.partial(random.halves_at, word=1),
+}
 EXAMPLES = settings(max_examples=6, deadline=None)  # every new shape is a program to compile
 
 
@@ -105,7 +109,7 @@ def test_a_tile_is_a_slice(tile):
     # The key is an argument: of a constant key XLA folds the draw, with a log1p that differs in its last bit.
     @jax.jit
     def draw(key, at):
-        functions = [getattr(random, name) for name in (*DRAWS, "signs", "halves")]
+        functions = [FUNCTIONS[name] for name in (*DRAWS, "signs", "halves")]
         return [
             (f(key, shape), f(key, shape, start=start, size=size), f(key, shape, start=at, size=size))
             for f in functions
@@ -119,7 +123,7 @@ def test_a_tile_is_a_slice(tile):
 
 @pytest.mark.parametrize("draw", [*DRAWS, "signs", "halves"])
 def test_jit_vmap_over_keys_and_scan_over_start(draw):
-    f, shape = getattr(random, draw), (12, 40, 5)
+    f, shape = FUNCTIONS[draw], (12, 40, 5)
     whole = np.asarray(f(KEY, shape))
     assert equal(jax.jit(lambda key: f(key, shape))(KEY), whole)
 
@@ -143,10 +147,8 @@ def test_jit_vmap_over_keys_and_scan_over_start(draw):
 def test_coordinates(at, whole, shape):
     rng = np.random.default_rng(0)
     coordinates = [rng.integers(0, n, size=(4, 1) if axis == 0 else (6,)) for axis, n in enumerate(shape)]
-    drawn = jax.jit(lambda key, c: getattr(random, at)(key, shape, c))(
-        KEY, [jnp.asarray(c, jnp.uint32) for c in coordinates]
-    )
-    assert equal(drawn, np.asarray(getattr(random, whole)(KEY, shape))[tuple(coordinates)])
+    drawn = jax.jit(lambda key, c: FUNCTIONS[at](key, shape, c))(KEY, [jnp.asarray(c, jnp.uint32) for c in coordinates])
+    assert equal(drawn, np.asarray(FUNCTIONS[whole](KEY, shape))[tuple(coordinates)])
 
 
 # ---------------------------------------------------------------- more than 2^32 elements
@@ -224,12 +226,19 @@ def test_signs_are_the_bits_of_the_words(shape):
     assert equal(jax.jit(lambda key: random.signs(key, shape))(KEY), unpack_signs(KEY, shape))
 
 
+def both_words(key, shape):
+    words = [threefry_in_numpy(jax.random.key_data(key), 0, index) for index in range(math.prod(shape))]
+    return np.array(words, np.uint32).T.reshape(2, *shape)
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (32, 3), (33, 2), (2, 3, 41, 3)])
-def test_halves_are_those_of_the_words(shape):
+@pytest.mark.parametrize("word", [0, 1])
+def test_halves_are_those_of_the_words(shape, word):
     view = (1,) * (2 - len(shape)) + tuple(shape)
-    words = np.asarray(jax.random.bits(KEY, (*view[:-2], -(-view[-2] // 2), view[-1])))
+    words = both_words(KEY, (*view[:-2], -(-view[-2] // 2), view[-1]))[word]
     expected = np.stack([words & 0xFFFF, words >> 16], axis=-2).reshape(*view[:-2], -1, view[-1])
-    assert equal(jax.jit(lambda key: random.halves(key, shape))(KEY), expected[..., : view[-2], :].reshape(shape))
+    drawn = jax.jit(lambda key: random.halves(key, shape, word=word))(KEY)
+    assert equal(drawn, expected[..., : view[-2], :].reshape(shape))
 
 
 def test_every_bit_of_the_words_is_used_once():
@@ -293,6 +302,8 @@ def test_refusals():
         random.bits(KEY, (4, 4), start=(0,), size=(1, 4))
     with pytest.raises(ValueError, match="threefry2x32"):
         random.bits(jax.random.key(0, impl="rbg"), (3,))
+    with pytest.raises(ValueError, match="word: 2; 0 or 1 is needed"):
+        random.halves(KEY, (3,), word=2)
 
 
 # ---------------------------------------------------------------- keys as two words
@@ -305,11 +316,9 @@ def test_two_words_do_for_a_key():
 
     @jax.jit
     def draw(key):
-        full = [getattr(random, name)(key, shape) for name in (*DRAWS, "signs", "halves")]
-        part = [getattr(random, name)(key, shape, **tile) for name in (*DRAWS, "signs", "halves")]
-        at = [
-            getattr(random, name)(key, shape, coordinates) for name in ("bits_at", "normal_at", "signs_at", "halves_at")
-        ]
+        full = [FUNCTIONS[name](key, shape) for name in (*DRAWS, "signs", "halves")]
+        part = [FUNCTIONS[name](key, shape, **tile) for name in (*DRAWS, "signs", "halves")]
+        at = [FUNCTIONS[name](key, shape, coordinates) for name in ("bits_at", "normal_at", "signs_at", "halves_at")]
         return full + part + at + [random.stored(key, lambda: random.bits(key, shape))]
 
     words = random.key_words(KEY)

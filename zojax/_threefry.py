@@ -138,9 +138,15 @@ def bits_at(
       >>> bool((bits_at(key, (4, 5), (rows, jnp.arange(5, dtype=jnp.uint32))) == bits(key, (4, 5))[rows[:, 0]]).all())
       True
     """
-    high, low = _counter([jnp.asarray(c).astype(jnp.uint32) for c in coordinates], shape)
-    w0, w1 = threefry2x32(*key_words(key), high, low)
+    w0, w1 = both_words_at(key, shape, coordinates)
     return w0 ^ w1
+
+
+def both_words_at(
+    key: KeyOrWords, shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+) -> tuple[Array, Array]:
+    high, low = _counter([jnp.asarray(c).astype(jnp.uint32) for c in coordinates], shape)
+    return threefry2x32(*key_words(key), high, low)
 
 
 def bits(

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int8, Integer, Key
 
 from zojax import _roundings, random
 from zojax._kept import normal_factor
+from zojax._threefry import coordinates_of
 from zojax.rounding import stochastic
 
 __all__ = ["Direction", "Gaussian", "LowRank", "Rademacher", "Rounded", "Sparse", "Sphere"]
@@ -216,7 +217,7 @@ class Rounded(Direction):
           (1.0, 0.921)
         """
         if self._by_table:
-            return self.step**2 * _roundings.tables(self.levels, self.step).product_moment
+            return self.step**2 * self._table.product_moment
         r = self.step * self.levels
         tail = math.erfc(r / math.sqrt(2))
         density = math.exp(-r * r / 2) / math.sqrt(2 * math.pi)
@@ -227,12 +228,16 @@ class Rounded(Direction):
         return dataclasses.replace(self, number=2) if self.independent else self
 
     def codes(self, key, shape, *, start=None, size=None):
-        if self._by_table:
-            draw = functools.partial(random.halves, shape=shape, start=start, size=size)
-            return self._from_halves(key, draw), self.step, self.bits
-        u = random.normal(key, shape, start=start, size=size)
-        words = random.bits(jax.random.fold_in(key, self.number), shape, start=start, size=size)
-        return self._round(u, words), self.step, self.bits
+        if not self._by_table:
+            u = random.normal(key, shape, start=start, size=size)
+            words = random.bits(jax.random.fold_in(key, self.number), shape, start=start, size=size)
+            codes = self._round(u, words)
+        elif self.number == 1:
+            codes = self._table.first(random.halves(key, shape, word=0, start=start, size=size))
+        else:
+            # One draw an element gives both words, and all of it fuses into the update: nothing is kept in memory.
+            codes = self._second_at(key, shape, coordinates_of(shape, start, size))
+        return codes, self.step, self.bits
 
     def sample(self, key, shape, *, start=None, size=None):
         codes, step, _ = self.codes(key, shape, start=start, size=size)
@@ -240,11 +245,13 @@ class Rounded(Direction):
 
     def rows(self, key, shape, ids, *, start=None, size=None):
         at = row_coordinates(shape, ids, start, size)
-        if self._by_table:
-            codes = self._from_halves(key, functools.partial(random.halves_at, shape=shape, coordinates=at))
-        else:
+        if not self._by_table:
             words = random.bits_at(jax.random.fold_in(key, self.number), shape, at)
             codes = self._round(random.normal_at(key, shape, at), words)
+        elif self.number == 1:
+            codes = self._table.first(random.halves_at(key, shape, at, word=0))
+        else:
+            codes = self._second_at(key, shape, at)
         return codes.astype(jnp.float32) * self.step
 
     @property
@@ -255,10 +262,12 @@ class Rounded(Direction):
     def _round(self, u: Array, words: Array) -> Array:
         return jnp.clip(stochastic(u / self.step, words), -self.levels, self.levels).astype(jnp.int8)
 
-    def _from_halves(self, key: Array, draw: Callable[[Array], Array]) -> Array:
-        first, second = (draw(jax.random.fold_in(key, number)) for number in (1, 2))
-        table = _roundings.tables(self.levels, self.step)
-        return table.first(first) if self.number == 1 else table.second(first, second)
+    @property
+    def _table(self) -> _roundings.Tables:
+        return _roundings.tables(self.levels, self.step)
+
+    def _second_at(self, key: Array, shape: Sequence[int], at: Sequence[Array]) -> Array:
+        return self._table.second(*(random.halves_at(key, shape, at, word=word) for word in (0, 1)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ Where a function takes a key, a pair of uint32 scalars does as well, the key's t
 Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer, Key, UInt32
 
-from zojax._threefry import KeyOrWords, bits, bits_at, coordinates_of, key_words, stored, threefry2x32
+from zojax._threefry import KeyOrWords, bits, bits_at, both_words_at, coordinates_of, key_words, stored, threefry2x32
 
 __all__ = [
     "bits",
@@ -198,32 +199,36 @@ def _word_shape(view: tuple[int, ...], rows: int) -> tuple[int, ...]:
     return (*view[:-2], -(-view[-2] // rows), view[-1])
 
 
-def _packed_at(key: KeyOrWords, shape: Sequence[int], coordinates: Sequence[Array], rows: int) -> UInt32[Array, "..."]:
+Words = Callable[[Sequence[int], Sequence[Array]], Array]
+"""The random words of an array of a shape, at coordinates."""
+
+
+def _packed_at(words: Words, shape: Sequence[int], coordinates: Sequence[Array], rows: int) -> UInt32[Array, "..."]:
     """Elements of `_packed` in the top bits of a word; what lies below them is not 0."""
     view = _packed_view(shape)
     *lead, row, column = [jnp.uint32(0)] * (2 - len(shape)) + [jnp.asarray(c).astype(jnp.uint32) for c in coordinates]
     count, width = np.uint32(rows), 32 // rows
-    words = bits_at(key, _word_shape(view, rows), (*lead, row // count, column))
-    return words << (np.uint32(32 - width) - (row % count) * np.uint32(width))
+    found = words(_word_shape(view, rows), (*lead, row // count, column))
+    return found << (np.uint32(32 - width) - (row % count) * np.uint32(width))
 
 
 def _packed(
-    key: KeyOrWords, shape: Sequence[int], start, size: Sequence[int] | None, rows: int
+    key: KeyOrWords, words: Words, shape: Sequence[int], start, size: Sequence[int] | None, rows: int
 ) -> UInt32[Array, "..."]:
     """Element (.., r, c) is field r % rows of word (.., r // rows, c), at the top of a word of its own.
 
-    What lies below the field is not 0. The words are bits(key, [.., ceil(R / rows), C]).
+    What lies below the field is not 0. The words are those of an array [.., ceil(R / rows), C].
     """
     size = tuple(shape) if size is None else tuple(size)
     view = _packed_view(shape)
     if size[-2:] != tuple(shape)[-2:] or view[-2] == 1:
-        return _packed_at(key, shape, coordinates_of(shape, start, size), rows)
+        return _packed_at(words, shape, coordinates_of(shape, start, size), rows)
     word_shape = _word_shape(view, rows)
     word_size = (*size[:-2], *word_shape[-2:])
-    words = stored(key, lambda: bits(key, word_shape, start=start, size=word_size))
+    tile = stored(key, lambda: words(word_shape, coordinates_of(word_shape, start, word_size)))
     width = 32 // rows
     shifts = np.uint32(32 - width) - jnp.arange(rows, dtype=jnp.uint32)[:, None] * np.uint32(width)
-    spread = (words[..., :, None, :] << shifts).reshape(*word_size[:-2], word_size[-2] * rows, word_size[-1])
+    spread = (tile[..., :, None, :] << shifts).reshape(*word_size[:-2], word_size[-2] * rows, word_size[-1])
     return spread[..., : view[-2], :]
 
 
@@ -247,7 +252,7 @@ def signs_at(
       >>> signs_at(jax.random.key(0), (10, 4), (jnp.uint32(7), jnp.arange(4, dtype=jnp.uint32))).shape
       (4,)
     """
-    return _sign(_packed_at(key, shape, coordinates, 32) & np.uint32(0x80000000))
+    return _sign(_packed_at(partial(bits_at, key), shape, coordinates, 32) & np.uint32(0x80000000))
 
 
 def signs(
@@ -275,19 +280,28 @@ def signs(
       >>> bool((z[33:40] == signs(jax.random.key(0), (64, 8), start=(33, 0), size=(7, 8))).all())
       True
     """
-    return _sign(_packed(key, shape, start, size, 32) & np.uint32(0x80000000))
+    return _sign(_packed(key, partial(bits_at, key), shape, start, size, 32) & np.uint32(0x80000000))
+
+
+def _word(key: KeyOrWords, number: int) -> Words:
+    if number not in (0, 1):
+        raise ValueError(f"word: {number}; 0 or 1 is needed")
+    return lambda shape, coordinates: both_words_at(key, shape, coordinates)[number]
 
 
 def halves(
-    key: KeyOrWords, shape: Sequence[int], *, start=None, size: Sequence[int] | None = None
+    key: KeyOrWords, shape: Sequence[int], *, word: int, start=None, size: Sequence[int] | None = None
 ) -> UInt32[Array, "..."]:
-    """Random integers below 2^16, two from one word: half r % 2 of word (r // 2, c), for an array seen as [.., R, C].
+    """Random integers below 2^16 for an array seen as [.., R, C]; two rows share a draw of two words.
 
-    The words are `bits(key, [.., ceil(R / 2), C])`; half 0 is the low one. A format of this library.
+    Element (.., r, c) is half r % 2 (0 the low one) of the word with this number of threefry(key, i), i the index of
+    (.., r // 2, c) in [.., ceil(R / 2), C]. So a draw gives two independent integers for each of two elements. A
+    format of this library.
 
     Args:
       key: typed threefry key, or its two words.
       shape: full shape; fewer than two axes are seen as one row.
+      word: 0 or 1.
       start: first coordinate of the tile in each axis; None: the origin.
       size: shape of the tile; None: the full shape. A tile of whole rows and columns costs one draw for 2 elements.
 
@@ -295,34 +309,36 @@ def halves(
       uint32 array of shape `size`.
 
     Raises:
-      ValueError: as `bits`.
+      ValueError: as `bits`, or if there is no such word.
 
     Example:
-      >>> h = halves(jax.random.key(0), (4, 8))
+      >>> h = halves(jax.random.key(0), (4, 8), word=0) ^ halves(jax.random.key(0), (4, 8), word=1)
       >>> bool((h[0::2] | (h[1::2] << 16) == bits(jax.random.key(0), (2, 8))).all())
       True
     """
-    return _packed(key, shape, start, size, 2) >> np.uint32(16)
+    return _packed(key, _word(key, word), shape, start, size, 2) >> np.uint32(16)
 
 
 def halves_at(
-    key: KeyOrWords, shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]]
+    key: KeyOrWords, shape: Sequence[int], coordinates: Sequence[Integer[Array, "..."]], *, word: int
 ) -> UInt32[Array, "..."]:
-    """Elements of `halves(key, shape)` at given coordinates, one draw an element.
+    """Elements of `halves(key, shape, word=word)` at given coordinates, one draw an element for both words.
 
     Args:
       key: typed threefry key, or its two words.
       shape: full shape.
       coordinates: one unsigned integer array an axis, broadcastable to each other.
+      word: 0 or 1.
 
     Returns:
       uint32 array of the coordinates' common shape.
 
     Raises:
-      ValueError: as `bits_at`.
+      ValueError: as `bits_at`, or if there is no such word.
 
     Example:
-      >>> halves_at(jax.random.key(0), (10, 4), (jnp.uint32(7), jnp.arange(4, dtype=jnp.uint32))).shape
+      >>> at = (jnp.uint32(7), jnp.arange(4, dtype=jnp.uint32))
+      >>> halves_at(jax.random.key(0), (10, 4), at, word=1).shape
       (4,)
     """
-    return _packed_at(key, shape, coordinates, 2) >> np.uint32(16)
+    return _packed_at(_word(key, word), shape, coordinates, 2) >> np.uint32(16)
