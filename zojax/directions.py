@@ -228,15 +228,10 @@ class Rounded(Direction):
         return dataclasses.replace(self, number=2) if self.independent else self
 
     def codes(self, key, shape, *, start=None, size=None):
-        if not self._by_table:
-            u = random.normal(key, shape, start=start, size=size)
-            words = random.bits(jax.random.fold_in(key, self.number), shape, start=start, size=size)
-            codes = self._round(u, words)
-        elif self.number == 1:
+        if self._by_table and self.number == 1:  # half a draw an element
             codes = self._table.first(random.halves(key, shape, word=0, start=start, size=size))
         else:
-            # One draw an element gives both words, and all of it fuses into the update: nothing is kept in memory.
-            codes = self._second_at(key, shape, coordinates_of(shape, start, size))
+            codes = self._codes_at(key, shape, coordinates_of(shape, start, size))
         return codes, self.step, self.bits
 
     def sample(self, key, shape, *, start=None, size=None):
@@ -244,30 +239,25 @@ class Rounded(Direction):
         return codes.astype(jnp.float32) * step
 
     def rows(self, key, shape, ids, *, start=None, size=None):
-        at = row_coordinates(shape, ids, start, size)
-        if not self._by_table:
-            words = random.bits_at(jax.random.fold_in(key, self.number), shape, at)
-            codes = self._round(random.normal_at(key, shape, at), words)
-        elif self.number == 1:
-            codes = self._table.first(random.halves_at(key, shape, at, word=0))
-        else:
-            codes = self._second_at(key, shape, at)
-        return codes.astype(jnp.float32) * self.step
+        return self._codes_at(key, shape, row_coordinates(shape, ids, start, size)).astype(jnp.float32) * self.step
 
     @property
     def _by_table(self) -> bool:
         # 2^bits - 2 comparisons an element: at 5 bits they begin to cost what the normal does.
         return self.bits <= 4
 
-    def _round(self, u: Array, words: Array) -> Array:
-        return jnp.clip(stochastic(u / self.step, words), -self.levels, self.levels).astype(jnp.int8)
-
     @property
     def _table(self) -> _roundings.Tables:
         return _roundings.tables(self.levels, self.step)
 
-    def _second_at(self, key: Array, shape: Sequence[int], at: Sequence[Array]) -> Array:
-        return self._table.second(*(random.halves_at(key, shape, at, word=word) for word in (0, 1)))
+    def _codes_at(self, key: Array, shape: Sequence[int], at: Sequence[Array]) -> Int8[Array, "..."]:
+        """All that this needs fuses into what consumes it: nothing is kept in memory."""
+        if self._by_table:
+            first, second = (random.halves_at(key, shape, at, word=word) for word in (0, 1))  # of one draw
+            return self._table.first(first) if self.number == 1 else self._table.second(first, second)
+        level = random.normal_at(key, shape, at) / self.step
+        words = random.bits_at(jax.random.fold_in(key, self.number), shape, at)
+        return jnp.clip(stochastic(level, words), -self.levels, self.levels).astype(jnp.int8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
