@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Integer, Key
 
 from zojax import ops, random
 from zojax.directions import Direction, Rademacher, Sparse, Sphere, row_coordinates
-from zojax.masks import apply_mask, keep_mask
+from zojax.masks import apply_mask, keep_mask, mask_rows
 from zojax.trees import path_string
 
 __all__ = ["PerturbSpec", "Perturbed", "materialized"]
@@ -52,6 +52,7 @@ class Perturbed:
       scale: float32 scalar.
       start: uint32 coordinates of the tile, or None for the origin.
       mask: of a sparse direction: the threshold of magnitude (float32) or the packed mask (uint32); else None.
+      factor: what z is multiplied by, element by element (float32, of the leaf's shape), or None.
       direction: the distribution of z.
       full_shape: shape of the whole leaf of which this is a tile.
       probe: of a quantised base: "beside", x base + scale x z as two products of codes; or "codes", the base's codes
@@ -72,6 +73,7 @@ class Perturbed:
     scale: Float[Array, "..."]
     start: Array | None = None
     mask: Array | None = None
+    factor: Array | None = None
     direction: Direction = dataclasses.field(metadata={"static": True})
     full_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     probe: Probe = dataclasses.field(default="beside", metadata={"static": True})
@@ -104,7 +106,8 @@ class Perturbed:
         # A vector is broadcast over the activations, and a fused draw would be made anew for each of their rows.
         is_vector = self.ndim < 2 or self.shape[-2] == 1
         z = random.stored(self.key, sample) if is_vector else sample()
-        return apply_mask(z.reshape(self.shape), self.mask, self.base)
+        z = apply_mask(z.reshape(self.shape), self.mask, self.base)
+        return z if self.factor is None else z * self.factor
 
     def materialize(self) -> Float[Array, "..."]:
         """base + scale z in float32."""
@@ -119,7 +122,7 @@ class Perturbed:
 
     def dot(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
         """x @ (base + scale z)."""
-        if self.mask is None and self.ndim == 2 and not self._moves_codes:
+        if self.mask is None and self.factor is None and self.ndim == 2 and not self._moves_codes:
             product = self.direction.dot(x, self.key, self.full_shape, start=self.start, size=self._size)
             if product is not None:
                 return ops.dot(x, self.base) + self.scale * product
@@ -147,9 +150,11 @@ class Perturbed:
         """Rows of base + scale z; noise is made for these rows alone."""
         start, size = self.start, self._size
         z = self.direction.rows(self.key, self.full_shape, ids, start=start, size=size)
+        if self.factor is not None:
+            z = z * jnp.take(self.factor, ids, axis=0)
         mask = self.mask
         if mask is not None and mask.dtype == jnp.uint32:
-            mask = jnp.take(mask, ids, axis=0)
+            mask = mask_rows(mask, ids, self.shape)
         if not self._moves_codes:
             rows = ops.embed(self.base, ids)
             return rows + self.scale * apply_mask(z, mask, rows)
@@ -180,7 +185,7 @@ class Perturbed:
     def _second(self) -> Any:
         """z as a leaf to multiply by beside a quantised base: on its grid where it has one."""
         tile = self.direction.codes(self.key, self.full_shape, start=self.start, size=self._size)
-        if tile is None:
+        if tile is None or self.factor is not None:
             return self.noise()
         codes, step, bits = tile
         codes = apply_mask(codes.reshape(self.shape), self.mask, self.base).astype(jnp.int8)
@@ -220,8 +225,8 @@ class PerturbSpec:
       rules: exceptions, (regular expression searched in the leaf path, direction); the first match counts.
       stacked: regular expressions of leaves whose first axis the model scans over; models export theirs.
       probe: how quantised leaves are probed: "beside" or "codes" (see `Perturbed`).
-      masks: for `Sparse` directions by mask: a function from the weights to a tree of booleans (True: moved), called
-        once when an estimator's state is made; None: by magnitude.
+      masks: for `Sparse` directions by mask: a function from the weights to a tree of masks (booleans, True: moved; or
+        what else `zojax.masks.keep_mask` takes), called once when an estimator's state is made; None: by magnitude.
 
     Example:
       >>> from zojax.directions import Gaussian, LowRank
@@ -276,8 +281,13 @@ class PerturbSpec:
         directions = self.directions(params)
         if self.masks is not None:
             chosen = self.masks(params)
-            return jax.tree.map(
-                lambda d, w, mask: keep_mask(w, mask) if isinstance(d, Sparse) else None, directions, params, chosen
+            leaves, treedef = _flatten(params)
+            triples = zip(leaves, treedef.flatten_up_to(directions), treedef.flatten_up_to(chosen), strict=True)
+            return treedef.unflatten(
+                [
+                    keep_mask(w, mask, stacked=self._is_stacked(path)) if isinstance(d, Sparse) else None
+                    for (path, w), d, mask in triples
+                ]
             )
 
         def threshold(path: str, direction: Direction, w: Any) -> Array | None:

@@ -7,7 +7,18 @@ import numpy as np
 import optax
 import pytest
 
-from tests.estimators.problems import DIRECTIONS, ESTIMATORS, KEY, MODES, PAIRS, flat, make, regression, weights
+from tests.estimators.problems import (
+    DIRECTIONS,
+    ESTIMATORS,
+    KEY,
+    MODES,
+    PAIRS,
+    flat,
+    make,
+    protocol,
+    regression,
+    weights,
+)
 from zojax import diagnostics, estimators, ops
 from zojax.diagnostics import AutoEps
 from zojax.directions import Gaussian, Rademacher
@@ -58,11 +69,12 @@ def test_lazy_is_dense(direction, num_samples):
 @every_estimator
 def test_measure_and_update_are_the_halves_of_update(name):
     tx = estimators.chain(make(name), optax.sgd(1.0))
+    value_fn = protocol(name, regression)
     params = weights()
     state = tx.init(params)
-    scalars = jax.jit(lambda p, s: tx.measure(p, s, regression))(params, state)
+    scalars = jax.jit(lambda p, s: tx.measure(p, s, value_fn))(params, state)
     in_halves, end = jax.jit(lambda p, s, c: tx.update(None, s, p, scalars=c))(params, state, scalars)
-    at_once, end_at_once = jax.jit(lambda p, s: tx.update(None, s, p, value_fn=regression))(params, state)
+    at_once, end_at_once = jax.jit(lambda p, s: tx.update(None, s, p, value_fn=value_fn))(params, state)
     # Two programs round a loss of about 10 differently: 2^-23 * 10 / eps in a projected gradient.
     chex.assert_trees_all_close(in_halves, at_once, atol=2.0**-22 * 10 / 1e-2, rtol=1e-4)
     chex.assert_trees_all_equal(end[0].last, scalars)
@@ -70,18 +82,24 @@ def test_measure_and_update_are_the_halves_of_update(name):
     np.testing.assert_array_equal(jax.random.key_data(end[0].key), jax.random.key_data(KEY))
 
 
-@pytest.mark.parametrize(("name", "direction"), [*PAIRS[:4], ("spsa", DIRECTIONS["sphere"])])
+@pytest.mark.parametrize(
+    ("name", "direction"), [*(p for p in PAIRS if sum(p[0] == m[0] for m in MODES) > 1), ("spsa", DIRECTIONS["sphere"])]
+)
 def test_the_order_of_evaluation_does_not_matter(name, direction):
     modes = [probes for other, probes in MODES if other == name]
     params = weights()
     results = {}
     for probes in modes:
         estimator = make(name, direction=direction, probes=probes)
-        results[probes] = jax.jit(lambda p, s, e=estimator: e.measure(p, s, regression))(params, estimator.init(params))
+        measure = jax.jit(lambda p, s, e=estimator: e.measure(p, s, protocol(name, regression)))
+        results[probes] = measure(params, estimator.init(params))
     for probes in modes[1:]:
         # The rounding of a loss of about 10 in differences over 2 eps = 2e-2; fzoo divides by a deviation instead.
-        atol = 2.0**-20 * 10 / 1e-2
-        chex.assert_trees_all_close(results[probes], results["turn"], rtol=1e-4, atol=atol)
+        for field in results["turn"]._fields:
+            # Second differences are over eps^2.
+            atol = 2.0**-20 * 10 / (1e-4 if field == "curvature" else 1e-2)
+            found, known = (getattr(result, field) for result in (results[probes], results["turn"]))
+            np.testing.assert_allclose(found, known, rtol=1e-4, atol=atol, err_msg=field)
 
 
 def test_the_scalars_of_spsa_and_forward_are_their_formulas():

@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Key
 
-from zojax.estimators._base import Differences, Eps, Estimator, Probes, Samples, finite_differences
+from zojax.estimators._base import TWO_SIDED, Eps, Estimator, Probes, Samples, finite_differences
 from zojax.perturb import PerturbSpec
 
 
@@ -57,13 +57,8 @@ def spsa(
       37(3), 1992; MeZO, arXiv 2305.17333.
     """
 
-    def projected(losses, base, step_eps):
-        del base
-        return (losses[:, 0] - losses[:, 1]) / (2 * step_eps)
-
-    differences = Differences(base=False, sides=(1.0, -1.0), projected=projected)
     return finite_differences(
-        differences,
+        TWO_SIDED,
         eps=eps,
         spec=spec or PerturbSpec(),
         num_samples=num_samples,
