@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from models.language.bert import Bert, BertConfig, cast_matrices
+from models.language.bert import Bert, BertConfig
+from models.language.layers import cast_matrices
 from zojax import ops
 
 __all__ = ["TextClassifier"]
@@ -25,7 +26,8 @@ class TextClassifier:
     length that follows there is left out, because a linear head has no use for it.
 
     A batch is a mapping of `tokens` int32 [b, s], `mask` bool [b, s] (True at tokens), `label` int32 [b] in
-    [0, num_classes) and `weight` float32 [b] (0 for rows that only fill a batch up).
+    [0, num_classes) and `weight` float32 [b] (0 for rows that only fill a batch up). With `segment` int32 it is a
+    packed one (`zojax.data.packing.PackedBatch`): b texts in fewer rows.
 
     Parameters: {"encoder": the tree of `Bert`, "head": {"kernel" [d, num_classes], "bias" [num_classes]}}. The head
     starts at zero, stays in float32, and may be replaced by `probe.fit_linear_probe`'s.
@@ -37,7 +39,7 @@ class TextClassifier:
       dtype: type of the encoder's kernels and tables, "float32", "bfloat16" or "float16".
 
     Raises:
-      ValueError: if there are fewer than two classes.
+      ValueError: if the model is no encoder, or there are fewer than two classes.
 
     Example:
       >>> config = BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=2,
@@ -56,6 +58,8 @@ class TextClassifier:
     dtype: str = "float32"
 
     def __post_init__(self):
+        if not isinstance(self.config, BertConfig):
+            raise ValueError(f"TextClassifier.config is a {type(self.config).__name__}; it must be a BertConfig")
         if self.num_classes < 2:
             raise ValueError(f"TextClassifier.num_classes is {self.num_classes}; it must be 2 or more")
 
@@ -82,23 +86,29 @@ class TextClassifier:
 
         Args:
           params: the task's parameters; "encoder" is enough.
-          batch: `tokens` and `mask`.
+          batch: `tokens` and `mask`; with `segment`, `label` too, for the number of texts.
 
         Returns:
           float32 [b, d]; 0 for a row without tokens.
         """
         tokens, mask = jnp.asarray(batch["tokens"]), jnp.asarray(batch["mask"])
-        hidden = Bert(self.config).apply({"params": params["encoder"]}, tokens, mask)
-        weights = mask.astype(jnp.float32)
-        total = jnp.einsum("bsd,bs->bd", hidden, weights)
-        return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)[:, None]
+        encoder = Bert(self.config)
+        if "segment" not in batch:
+            hidden = encoder.apply({"params": params["encoder"]}, tokens, mask)
+            weights = mask.astype(jnp.float32)
+            return jnp.einsum("bsd,bs->bd", hidden, weights) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)[:, None]
+        segment = jnp.asarray(batch["segment"])
+        hidden = jnp.asarray(encoder.apply({"params": params["encoder"]}, tokens, mask, segments=segment))
+        # Padding has the number past the last, and so a row of zeros.
+        member = jax.nn.one_hot(segment.ravel(), batch["label"].shape[0], axis=0, dtype=jnp.float32)
+        return member @ hidden.reshape(member.shape[1], -1) / jnp.maximum(jnp.sum(member, axis=1), 1.0)[:, None]
 
     def logits(self, params: Any, batch: Batch) -> Float[Array, "b classes"]:
         """Unnormalised log-probabilities of the classes.
 
         Args:
           params: the task's parameters.
-          batch: `tokens` and `mask`.
+          batch: as for `features`.
 
         Returns:
           float32 [b, num_classes].
@@ -109,7 +119,10 @@ class TextClassifier:
     def loss(
         self, params: Any, batch: Batch, *, key: Any = None
     ) -> tuple[Float[Array, ""], dict[str, tuple[Array, Array]]]:
-        """Mean cross-entropy over the batch's weights.
+        """Weighted cross-entropy, divided by the number of rows that have a weight.
+
+        Not by the sum of the weights: of examples drawn by probabilities that sum varies from batch to batch, and
+        the quotient is biased.
 
         Args:
           params: the task's parameters, as arrays or leaf types.
@@ -121,9 +134,9 @@ class TextClassifier:
         """
         del key
         metrics = self.evaluate(params, batch)
-        total, weight = metrics["loss"]
+        rows = jnp.sum(jnp.asarray(batch["weight"]) > 0)
         # A batch of weight 0 has loss 0, not 0/0.
-        return total / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), metrics
+        return metrics["loss"][0] / jnp.maximum(rows, 1).astype(jnp.float32), metrics
 
     def evaluate(self, params: Any, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Sums of cross-entropy and of correct answers.

@@ -13,8 +13,9 @@ from typing import TypedDict
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
+from jaxtyping import Bool, Float32, Float64, Int32
 
+from zojax.data.packing import PackedBatch, balanced, packed
 from zojax.data.text import Row
 from zojax.data.tokenize import Tokenizer
 
@@ -73,45 +74,6 @@ def tokenized(rows: Sequence[Row], tokenizer: Tokenizer, *, max_length: int) -> 
     return [{"tokens": ids, "label": row["label"], "id": row["id"]} for ids, row in zip(tokens, rows, strict=True)]
 
 
-def importance(
-    logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "n"], *, uniform: float = 0.2
-) -> Float64[np.ndarray, "n"]:
-    """Probabilities to draw examples by: large where the gradient of the cross-entropy is.
-
-        p_i = (1 - uniform) * s_i / sum_j s_j + uniform / N,   s_i = || softmax(logits_i) - onehot(labels_i) ||
-
-    s_i is the norm of the gradient at the logits. Up to a constant it bounds the norm of the gradient with respect
-    to the weights (Katharopoulos and Fleuret, arXiv 1803.00942). The uniform share bounds the weights 1/(N p_i) by
-    1/uniform. To take the scores once, before the first step, is our choice: the paper scores anew in every step.
-
-    Args:
-      logits: the model's logits for all N examples.
-      labels: their classes.
-      uniform: 0 < uniform <= 1, the share drawn without regard to the scores.
-
-    Returns:
-      float64, positive, summing to 1. All equal if all scores are.
-
-    Raises:
-      ValueError: `uniform` is out of range, or a logit is not finite.
-
-    Example:
-      >>> logits = np.array([[9.0, -9.0], [9.0, -9.0], [-9.0, 9.0], [-9.0, 9.0]])
-      >>> importance(logits, np.array([0, 1, 1, 1])).round(3)
-      array([0.05, 0.85, 0.05, 0.05])
-    """
-    if not 0 < uniform <= 1:
-        raise ValueError(f"uniform must lie above 0 and be at most 1, got {uniform}")
-    if not np.isfinite(logits).all():
-        raise ValueError(f"logits of {np.sum(~np.isfinite(logits).all(axis=1))} examples are not finite")
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-    error = odds / odds.sum(axis=1, keepdims=True)
-    error[np.arange(len(labels)), labels] -= 1
-    # The smallest number keeps scores that are all 0 equal instead of 0/0.
-    scores = np.linalg.norm(error, axis=1) + np.finfo(np.float64).tiny
-    return (1 - uniform) * scores / scores.sum() + uniform / len(scores)
-
-
 def train_batches(
     examples: Sequence[Example],
     *,
@@ -120,6 +82,7 @@ def train_batches(
     max_length: int,
     buckets: Sequence[int] | None = None,
     length_grouped: bool = False,
+    packed_rows: int = 0,
     probabilities: Float64[np.ndarray, "n"] | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -131,11 +94,12 @@ def train_batches(
     another remainder in the next, since the shuffle comes first.
 
     With probabilities p, examples are drawn with replacement, and a row of example i has weight
-    w_i = 1/(N p_i), so that E[w_i f(i)] is the mean of f over all N examples, for each row of each epoch. A
-    batch has one draw from each of `batch_size` strata of equal probability, in the order of p (ours): its
-    weights then sum to nearly `batch_size`. That matters to a loss that divides by them, sum w l / sum w. Such
-    a ratio is consistent, but biased by about the variance of its denominator; the strata leave little of that
-    at a batch of 16. A batch of 1 gains nothing: its weight cancels. So do not cut a batch into microbatches.
+    w_i = 1/(N p_i), so that E[w_i f(i)] is the mean of f over all N examples, for each row of each epoch: a
+    loss is to be divided by the number of rows, and not by the sum of their weights, which varies. A
+    batch has one draw from each of `batch_size` strata of equal probability, in the order of class and then of
+    p (ours). So its rows have the classes in fixed proportions, and since the errors on one class pull the
+    weights one way, what they have in common cancels alike in every batch: with p from `sampling.importance`, the
+    gradients of batches vary less.
 
     The iterator is grain's: `get_state`, `set_state`, and orbax saves it. See `skip` to advance it.
 
@@ -151,17 +115,19 @@ def train_batches(
         that rows of a batch are about equally long (the project's own choice). False: plain random batches.
         With `probabilities`, the rows of each stratum are sorted on their own. If all were sorted together,
         and p rose with the length, long batches would be many, and a ratio would lose their small weights.
-      probabilities: of each example to be drawn, positive, summing to 1, such as `importance` makes. None: every
-        example once an epoch.
+      packed_rows: pack the `batch_size` texts of every batch into so many rows of `max_length` tokens; among
+        `GROUP_BATCHES` batches they are dealt out so that all have about as many tokens. 0: a text a row.
+      probabilities: of each example to be drawn, positive, summing to 1, such as `sampling.importance` makes. None:
+        every example once an epoch.
       shard_index: which consecutive slice of the rows of each batch this process gets.
       shard_count: number of slices; divides `batch_size`. All slices of a batch have the same length.
 
     Returns:
-      An iterator of `Batch`.
+      An iterator of `Batch`, or of `PackedBatch`.
 
     Raises:
       ValueError: an argument is out of range, an example is empty or longer than `max_length`, or there are
-        fewer examples than `batch_size`.
+        fewer examples than `batch_size`; on the way, if a batch does not fit into `packed_rows`.
 
     Example:
       >>> examples = [{"tokens": np.arange(1, 3 + i % 4, dtype=np.int32), "label": 0, "id": i} for i in range(9)]
@@ -181,6 +147,9 @@ def train_batches(
         raise ValueError(f"seed must lie in 0..2**64-1, got {seed}")
     if probabilities is not None:
         _check_probabilities(probabilities, len(examples))
+    if packed_rows and (length_grouped or shard_count > 1):
+        problem = "length_grouped" if length_grouped else f"shard_count={shard_count}"
+        raise ValueError(f"packed_rows={packed_rows} does not go with {problem}")
     batches = _TrainBatches(
         examples,
         lengths,
@@ -189,6 +158,7 @@ def train_batches(
         seed=seed,
         widths=_widths(buckets, max_length),
         length_grouped=length_grouped,
+        packed_rows=packed_rows,
         shard=_shard(batch_size, shard_index, shard_count),
     )
     # A batch is some tens of microseconds of work: handing it over between threads would cost as much.
@@ -263,10 +233,12 @@ def eval_batches(
 class _TrainBatches:
     """The batches of all epochs as a random-access source for grain."""
 
-    def __init__(self, examples, lengths, probabilities, *, batch_size, seed, widths, length_grouped, shard):
+    def __init__(
+        self, examples, lengths, probabilities, *, batch_size, seed, widths, length_grouped, packed_rows, shard
+    ):
         self._examples, self._lengths, self._probabilities = examples, lengths, probabilities
         self._batch_size, self._seed, self._widths = batch_size, seed, widths
-        self._length_grouped, self._shard = length_grouped, shard
+        self._length_grouped, self._packed_rows, self._shard = length_grouped, packed_rows, shard
         self._weights = np.ones(len(examples)) if probabilities is None else 1 / (len(examples) * probabilities)
         # two epochs, for a reader that goes back and forth over the border of one
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
@@ -274,9 +246,12 @@ class _TrainBatches:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | PackedBatch:
         epoch, position = divmod(index, len(self._examples) // self._batch_size)
         rows = self._epoch(epoch)[position]
+        if self._packed_rows:
+            shape = (self._packed_rows, self._widths[-1])
+            return _collate_packed(self._examples, self._lengths, self._weights, rows, shape)
         return _collate(self._examples, self._lengths, self._weights, rows, self._batch_size, self._widths, self._shard)
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
@@ -291,10 +266,10 @@ class _TrainBatches:
             rows = rows.reshape(steps, self._batch_size)
         else:
             rows = self._draw(generator.random_raw((steps, self._batch_size)))
-        if self._length_grouped:
+        if self._length_grouped or self._packed_rows:
             groups = []
             for start in range(0, steps, GROUP_BATCHES):
-                group = self._sort(rows[start : start + GROUP_BATCHES])
+                group = self._deal(rows[start : start + GROUP_BATCHES])
                 groups.append(group[np.argsort(order[start : start + len(group)], kind="stable")])
             rows = np.concatenate(groups)
         if self._probabilities is not None:
@@ -306,14 +281,18 @@ class _TrainBatches:
     def _draw(self, words: np.ndarray) -> np.ndarray:
         """Row numbers by the probabilities, from words [steps, batch_size]; column k is of stratum k."""
         uniform = (words >> np.uint64(11)) * 2.0**-53  # in [0, 1)
-        order = np.argsort(self._probabilities, kind="stable")
+        # p falls in one class and rises in the next, so that no stratum holds high and low ones.
+        labels = np.array([example["label"] for example in self._examples])
+        order = np.lexsort((np.where(labels % 2, self._probabilities, -self._probabilities), labels))
         total = np.cumsum(self._probabilities[order])
         targets = (np.arange(self._batch_size) + uniform) / self._batch_size * total[-1]
         # The largest target may be rounded up to the total, which is past the last row.
         return order[np.minimum(np.searchsorted(total, targets, side="right"), len(order) - 1)]
 
-    def _sort(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of some batches put into batches of like length."""
+    def _deal(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of some batches put into batches of texts of like length, or of as many tokens."""
+        if self._packed_rows:
+            return np.take_along_axis(rows, balanced(self._lengths[rows]), axis=0)
         if self._probabilities is None:
             rows = rows.ravel()
             return rows[np.argsort(self._lengths[rows], kind="stable")].reshape(-1, self._batch_size)
@@ -339,6 +318,25 @@ def _collate(examples, lengths, weights, rows, batch_size, widths, shard: slice)
         "label": np.array([example["label"] for example in chosen], np.int32),
         "weight": np.where(real, weights[filled], 0).astype(np.float32),
         "id": np.where(real, [example["id"] for example in chosen], -1).astype(np.int32),
+    }
+
+
+def _collate_packed(examples, lengths, weights, rows, shape: tuple[int, int]) -> PackedBatch:
+    """The examples `rows` side by side in a batch of `shape`."""
+    places = packed(lengths[rows], rows=shape[0], width=shape[1])
+    tokens = np.zeros(shape, np.int32)
+    segment = np.full(shape, len(rows), np.int32)
+    for number, (row, (line, start)) in enumerate(zip(rows, places, strict=True)):
+        columns = slice(start, start + lengths[row])
+        tokens[line, columns] = examples[row]["tokens"]
+        segment[line, columns] = number
+    return {
+        "tokens": tokens,
+        "mask": segment < len(rows),
+        "segment": segment,
+        "label": np.array([examples[row]["label"] for row in rows], np.int32),
+        "weight": weights[rows].astype(np.float32),
+        "id": np.array([examples[row]["id"] for row in rows], np.int32),
     }
 
 

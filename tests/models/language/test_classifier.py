@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from models.language import hub
 from models.language.bert import STACKED, Bert
 from models.language.classifier import TextClassifier
 from models.language.probe import fit_linear_probe
@@ -62,6 +63,9 @@ def test_loss_and_accuracy_by_hand(task, params):
     assert float(loss) == pytest.approx(np.mean(losses), rel=1e-5)
     assert [float(x) for x in metrics["loss"]] == pytest.approx([np.sum(losses), 4], rel=1e-5)
     assert [float(x) for x in metrics["accuracy"]] == [sum(right), 4]
+    batch["weight"] *= np.array([0.5, 1, 1, 2, 1.5, 1], np.float32)
+    # Rows drawn by probabilities: a mean over the four of them, whatever their weights sum to.
+    assert float(task.loss(params, batch)[0]) == pytest.approx(np.mean(np.array(losses) * [0.5, 1, 2, 1.5]), rel=1e-5)
     for pair in (*metrics.values(), (loss,)):
         assert all(x.dtype == jnp.float32 and x.shape == () for x in pair)
 
@@ -188,3 +192,25 @@ def test_perturbed_leaves_equal_perturbed_weights(task, params, direction):
 
 def test_the_classifier_is_a_task(task):
     assert isinstance(task, Task)
+
+
+def test_a_decoder_is_refused(golden):
+    # Without the type checks that only tests have, and that would be first here.
+    task = object.__new__(TextClassifier)
+    object.__setattr__(task, "config", hub.load(golden / "families" / "llama2")[0])
+    with pytest.raises(ValueError, match=r"TextClassifier\.config is a LlamaConfig; it must be a BertConfig"):
+        task.__post_init__()
+
+
+def test_packed_texts_have_the_features_that_they_have_alone(task, params):
+    texts = [np.array([3, 1, 4]), np.array([1, 5]), np.array([6, 2, 6, 5, 3])]
+    tokens, segment = np.zeros((2, 8), np.int32), np.full((2, 8), 3, np.int32)
+    for number, (row, start) in enumerate([(0, 0), (0, 3), (1, 0)]):
+        columns = slice(start, start + len(texts[number]))
+        tokens[row, columns], segment[row, columns] = texts[number], number
+    batch = {"tokens": tokens, "mask": segment < 3, "segment": segment, "label": np.array([0, 1, 1])}
+    together = task.features(params, batch)
+    for number, text in enumerate(texts):
+        alone = task.features(params, {"tokens": text[None], "mask": np.ones((1, len(text)), bool)})
+        # float32 sums in another order
+        np.testing.assert_allclose(together[number], alone[0], atol=1e-6)
