@@ -1,9 +1,7 @@
 """Static scales of activations, measured on calibration batches."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from zojax._observed import Observer, observed
 from zojax.quant.grids import get_grid
 from zojax.quant.qarray import QArray
 from zojax.trees import path_string
@@ -58,10 +57,10 @@ def calibrate(
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: hasattr(node, "materialize"))
     if not any(_is_static(leaf) for _, leaf in flat):
         raise ValueError('params: no leaf has activations of per="static"')
-    recorder = _Recorder()
-    observed = treedef.unflatten(
+    recorder = _Peaks(percentile)
+    watched = treedef.unflatten(
         [
-            _observed(leaf, number, recorder, percentile) if _is_static(leaf) else leaf
+            observed(_by_tensor(leaf), number, recorder) if _is_static(leaf) else leaf
             for number, (_, leaf) in enumerate(flat)
         ]
     )
@@ -71,7 +70,7 @@ def calibrate(
         function(params, batch)
 
     for batch in batches:
-        run(observed, batch)
+        run(watched, batch)
     jax.effects_barrier()
     leaves = []
     for number, (path, leaf) in enumerate(flat):
@@ -83,17 +82,20 @@ def calibrate(
     return treedef.unflatten(leaves)
 
 
-class _Recorder:
-    """The largest magnitudes seen, by leaf number and slice.
+class _Peaks(Observer):
+    """The largest magnitudes seen, by leaf number and slice."""
 
-    Equal to itself alone: as a part of the leaves' structure it keeps a function that was traced for one recorder from
-    reporting to it in the calibration after.
-    """
-
-    def __init__(self):
+    def __init__(self, percentile: float):
+        super().__init__(self._peak, self._record)
+        self.percentile = percentile
         self.seen: dict[int, np.ndarray] = {}
 
-    def record(self, number: int, slices: tuple[int, ...], index: Any, peak: Any) -> None:
+    def _peak(self, leaf: Any, x: Array, product: str) -> Array:
+        del leaf, product
+        magnitude = jnp.abs(x.astype(jnp.float32))
+        return jnp.max(magnitude) if self.percentile == 100 else jnp.percentile(magnitude, self.percentile)
+
+    def _record(self, number: int, slices: tuple[int, ...], index: Any, peak: Any) -> None:
         seen = self.seen.setdefault(number, np.full(slices, -np.inf, np.float32))
         # np.maximum, and not max: NaN must stay.
         seen.reshape(-1)[int(index)] = np.maximum(seen.reshape(-1)[int(index)], np.float32(peak))
@@ -106,71 +108,10 @@ class _Recorder:
         return self.seen[number]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Observed:
-    """A quantised leaf that reports what it is multiplied by."""
-
-    base: QArray
-    position: Any  # int32, counts the leaf's matrices; sliced with the leaf by a scan
-    number: int = dataclasses.field(metadata={"static": True})
-    full_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    recorder: _Recorder = dataclasses.field(metadata={"static": True})
-    percentile: float = dataclasses.field(metadata={"static": True})
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.base.ndim
-
-    @property
-    def dtype(self):
-        return self.base.dtype
-
-    def materialize(self) -> Array:
-        return self.base.materialize()
-
-    def __jax_array__(self) -> Array:
-        return self.materialize()
-
-    def embed(self, ids: Array) -> Array:
-        return self.base.embed(ids)
-
-    def dot(self, x: Array) -> Array:
-        self._report(x)
-        return self.base.dot(x)
-
-    def einsum(self, spec: str, x: Array) -> Array:
-        self._report(x)
-        return self.base.einsum(spec, x)
-
-    def conv(self, x: Array, **options) -> Array:
-        self._report(x)
-        return self.base.conv(x, **options)
-
-    def _report(self, x: Array) -> None:
-        magnitude = jnp.abs(x.astype(jnp.float32))
-        peak = jnp.max(magnitude) if self.percentile == 100 else jnp.percentile(magnitude, self.percentile)
-        index = self.position.reshape(-1)[0] // self.position.size
-        slices = self.full_shape[: len(self.full_shape) - self.ndim]
-        jax.debug.callback(partial(self.recorder.record, self.number, slices), index, peak)
-
-
 def _is_static(leaf: Any) -> bool:
     return isinstance(leaf, QArray) and leaf.activations is not None and leaf.activations.per == "static"
 
 
-def _observed(leaf: QArray, number: int, recorder: _Recorder, percentile: float) -> _Observed:
+def _by_tensor(leaf: QArray) -> QArray:
     assert leaf.activations is not None
-    lead = leaf.shape[:-2]
-    return _Observed(
-        base=dataclasses.replace(leaf, activations=dataclasses.replace(leaf.activations, per="tensor")),
-        position=jnp.arange(math.prod(lead), dtype=jnp.int32).reshape(lead),
-        number=number,
-        full_shape=leaf.shape,
-        recorder=recorder,
-        percentile=percentile,
-    )
+    return dataclasses.replace(leaf, activations=dataclasses.replace(leaf.activations, per="tensor"))
