@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from models.language import attention
+from models.language.adapters import adapted, with_prefix
 from models.language.attention import Cache, Frame
 from models.language.layers import ACTIVATIONS, Linear, RMSNorm
 from models.language.llama_config import LlamaConfig
 from models.language.sharding import constrain
 from zojax import ops
 
-__all__ = ["KERNELS", "STACKED", "TABLES", "Llama", "LlamaConfig"]
+__all__ = ["ADAPTERS", "KERNELS", "STACKED", "TABLES", "Llama", "LlamaConfig"]
 
 STACKED: tuple[str, ...] = (r"(^|/)layers/",)
 """Patterns of the leaves that the model scans over, for `PerturbSpec.stacked`."""
@@ -29,6 +30,9 @@ STACKED: tuple[str, ...] = (r"(^|/)layers/",)
 KERNELS = r"(layers/\w+|(^|/)head)/kernel$"
 TABLES = r"embeddings/word$"
 """Patterns of the matrices and of the tables, for rules that quantise."""
+
+ADAPTERS = ("gate_adapter", "up_adapter", "down_adapter")
+"""Places for `add_adapters`: before the gate and the up projection, each its own, and after the down projection."""
 
 
 class Embeddings(nn.Module):
@@ -81,12 +85,14 @@ class Layer(nn.Module):
         allowed = frame.allowed
         if window is not None:
             allowed &= (frame.distance < window) | (window == 0)
+        key, value, allowed = with_prefix(self, key, value, allowed, True)
         mixed = attention.attend(query, key, value, allowed)
         x = x + linear("output", c.hidden_size, c.attention_bias)(mixed)
         normed = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x)
-        gate = ACTIVATIONS[c.hidden_act](linear("gate", c.intermediate_size)(normed))
-        x = x + linear("down", c.hidden_size)(gate * linear("up", c.intermediate_size)(normed))
-        return (x, kept), None
+        gate = linear("gate", c.intermediate_size)(adapted(self, "gate_adapter", normed))
+        up = linear("up", c.intermediate_size)(adapted(self, "up_adapter", normed))
+        down = linear("down", c.hidden_size)(ACTIVATIONS[c.hidden_act](gate) * up)
+        return (x + adapted(self, "down_adapter", down), kept), None
 
 
 class Llama(nn.Module):

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from models.language import attention
+from models.language.adapters import adapted, with_prefix
 from models.language.attention import Cache, Frame
 from models.language.config import check_sizes, fill, read
 from models.language.layers import ACTIVATIONS, LayerNorm, Linear
 from models.language.sharding import constrain
 from zojax import ops
 
-__all__ = ["KERNELS", "STACKED", "TABLES", "Opt", "OptConfig"]
+__all__ = ["ADAPTERS", "KERNELS", "STACKED", "TABLES", "Opt", "OptConfig"]
 
 STACKED: tuple[str, ...] = (r"(^|/)layers/",)
 """Patterns of the leaves that the model scans over, for `PerturbSpec.stacked`."""
@@ -27,6 +28,9 @@ STACKED: tuple[str, ...] = (r"(^|/)layers/",)
 KERNELS = r"(layers/\w+|project_in|project_out|(^|/)head)/kernel$"
 TABLES = r"embeddings/(word|position)$"
 """Patterns of the matrices and of the tables, for rules that quantise."""
+
+ADAPTERS = ("up_adapter", "down_adapter")
+"""Places for `add_adapters`, those of AdaZeta's code: before the MLP's first map and after its second."""
 
 OFFSET = 2  # rows of the position table before the first token's
 LAYER_NORM_EPS = 1e-5  # no field of config.json
@@ -198,11 +202,13 @@ class Layer(nn.Module):
         normed = norm(x) if pre else x
         query, key, value = (heads(linear(name)(normed)) for name in ("query", "key", "value"))
         kept, key, value = attention.remember(kept, number, frame.start, key, value)
-        x = x + linear("output")(attention.attend(query, key, value, frame.allowed))
+        key, value, allowed = with_prefix(self, key, value, frame.allowed, True)
+        x = x + linear("output")(attention.attend(query, key, value, allowed))
         x = x if pre else norm(x)
         norm = LayerNorm(LAYER_NORM_EPS, name="mlp_norm")
-        wide = ACTIVATIONS[c.activation_function](linear("up", c.ffn_dim)(norm(x) if pre else x))
-        x = x + linear("down")(wide)
+        normed = adapted(self, "up_adapter", norm(x) if pre else x)
+        wide = ACTIVATIONS[c.activation_function](linear("up", c.ffn_dim)(normed))
+        x = x + adapted(self, "down_adapter", linear("down")(wide))
         return (x if pre else norm(x), kept), None
 
 
