@@ -1,6 +1,7 @@
 """From a config to the objects of a run. Names become objects here, by explicit dictionaries, and nowhere else."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -10,16 +11,16 @@ import jax
 import numpy as np
 import optax
 
-from launch import quantization
+from launch import multitask, prompted, protocols, quantization, schema, weights
 from launch.schema import Config
 from models.language import bert, hub, probe
 from models.language.classifier import TextClassifier
 from zojax import directions, estimators, masks, precision, schedules, train
-from zojax.data import pipeline, text
+from zojax.data import pipeline, sampling, text
 from zojax.data.tokenize import Tokenizer
 from zojax.diagnostics import AutoEps
 from zojax.perturb import PerturbSpec
-from zojax.trees import leaf_paths, split
+from zojax.trees import leaf_paths, merge, split
 
 Params = Any
 
@@ -78,14 +79,36 @@ ESTIMATORS: dict[str, Callable[..., estimators.Estimator]] = {
     "forward": estimators.forward,
     "fzoo": estimators.fzoo,
     "quzo": estimators.quzo,
+    "eggroll": estimators.eggroll,
+    "lozo": estimators.lozo,
+    "lozo_m": functools.partial(estimators.lozo, momentum=0.9),
+    "subzero": estimators.subzero,
+    "per_example": lambda *arguments, num_samples, **options: estimators.per_example(*arguments, **options),
+    "grzo": lambda *arguments, num_samples, **options: estimators.per_example(*arguments, normalize="std", **options),
+    "hizoo": estimators.hizoo,
+    "kerzoo": estimators.kerzoo,
+    "mezo_svrg": estimators.mezo_svrg,
+    "multi_task": estimators.multi_task,
 }
 
-# Forward passes of a step with q probes.
+# What else an estimator is given.
+OPTIONS: dict[str, Callable[[Config], dict[str, Any]]] = {
+    "quzo": lambda c: {"bits": c.method.bits, "independent": c.method.independent},
+    **dict.fromkeys(("lozo", "lozo_m", "subzero", "mezo_svrg"), lambda c: {"every": c.method.every}),
+    **dict.fromkeys(protocols.PER_EXAMPLE, lambda c: {"batch_size": c.data.batch_size}),
+    "multi_task": lambda c: {"weights": multitask.weights(c)},
+}
+
+# Forward passes of a step with q probes; the steps of mezo_svrg that take an anchor run 2 q of the whole training set.
 FORWARDS: dict[str, Callable[[int], int]] = {
     "spsa": lambda q: 2 * q,
     "forward": lambda q: q + 1,
     "fzoo": lambda q: q + 1,
     "quzo": lambda q: 2 * q,
+    **dict.fromkeys(("eggroll", "lozo", "lozo_m", "subzero", "kerzoo", "multi_task"), lambda q: 2 * q),
+    **dict.fromkeys(protocols.PER_EXAMPLE, lambda q: 2),
+    "hizoo": lambda q: 2 * q + 1,
+    "mezo_svrg": lambda q: 4 * q,
 }
 
 ROUNDINGS: dict[str, Callable[[jax.Array], optax.GradientTransformation | None]] = {
@@ -110,6 +133,10 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
       FileNotFoundError: if a data set or a model is missing.
     """
     root = jax.random.key(config.seed)
+    if config.multitask.tasks:
+        return _assemble(config, root, **multitask.load(config, jax.random.fold_in(root, 0))._asdict())
+    if config.model.name == "prompted_lm":
+        return _assemble(config, root, **prompted.load(config, jax.random.fold_in(root, 0))._asdict())
     tokenizer = Tokenizer.from_folder(hub.resolve(config.model.source))
     rows = text.load(config.data.source, "train", num_classes=config.data.num_classes)
     if config.data.train_examples > len(rows):
@@ -136,6 +163,8 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         config=bert_config, num_classes=config.data.num_classes, pretrained=encoder, dtype=config.model.dtype
     )
     params = task.init(jax.random.fold_in(root, 0))
+    if config.model.weights:
+        params |= {"encoder": _trained(config.model.weights, params)["encoder"]}
     zero_head = None
     # Before anything costly: a pattern that matches nothing ends the program here.
     shapes = jax.eval_shape(lambda p, k: quantization.prepare(config, p, k), params, root)
@@ -154,10 +183,45 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         max_length=config.data.max_length,
         buckets=tuple(config.data.buckets) or None,
         length_grouped=config.data.length_grouped,
+        packed_rows=config.data.packed_rows,
         probabilities=probabilities,
     )
+    if config.method.name in protocols.ANCHORED:
+        size, length = config.data.batch_size, config.data.max_length
+        anchor = pipeline.eval_batches(examples["train"], batch_size=size, max_length=length)
+        batches = protocols.with_anchor(batches, anchor)
+    return _assemble(
+        config,
+        root,
+        task=task,
+        params=params,
+        zero_head=zero_head,
+        batches=batches,
+        evaluation=evaluation,
+        steps_per_epoch=max(len(examples["train"]) // config.data.batch_size, 1),
+    )
+
+
+def _assemble(
+    config: Config,
+    root: jax.Array,
+    *,
+    task: Any,
+    params: Params,
+    zero_head: Params,
+    batches: train.Batches,
+    evaluation: dict[str, list[Any]],
+    steps_per_epoch: int,
+    calibration: list[list[Any]] | None = None,
+) -> Run:
+    """Float weights and data made into a run."""
     params = quantization.prepare(config, params, jax.random.fold_in(root, 3))
     trainable, frozen = split(params, tuple(config.trainable))
+    chosen = None
+    if calibration is not None:
+        chosen = multitask.make_masks(
+            config, task, trainable, frozen, calibration, _stacked(trainable), jax.random.fold_in(root, 4)
+        )
     task = quantization.wrap_task(config, task)
     run_key = jax.random.fold_in(root, 1)
     method, tx = make_method(
@@ -166,7 +230,8 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         trainable,
         run_key,
         rounding_key=jax.random.fold_in(root, 2),
-        steps_per_epoch=max(len(examples["train"]) // config.data.batch_size, 1),
+        steps_per_epoch=steps_per_epoch,
+        chosen=chosen,
     )
     return Run(
         task=task,
@@ -179,6 +244,26 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         key=run_key,
         tx=tx,
     )
+
+
+def _trained(text: str, like: Params) -> Params:
+    """Float weights that another run ended with. What it kept frozen is made as its config says, not read."""
+    folder, which = weights.parse(text)
+    path = weights.find_weights(folder, which)
+    other = build(schema.load(folder))
+    params = merge(weights.load_weights(path, other), other.frozen)
+    if jax.tree.map(jax.numpy.shape, params) != jax.tree.map(jax.numpy.shape, like):
+        raise ValueError(
+            f"config.model.weights is {text!r}; that run has another model, or its weights are quantised or adapted: "
+            "it must be one of the same model with plain weights"
+        )
+    return jax.tree.map(lambda x, own: x.astype(own.dtype), params, like)
+
+
+def _stacked(trainable: Params) -> tuple[str, ...]:
+    """Of the model's patterns those that matter to the trainable leaves: one without a leaf is an error."""
+    paths = jax.tree.leaves(leaf_paths(trainable))
+    return tuple(pattern for pattern in bert.STACKED if any(re.search(pattern, path) for path in paths))
 
 
 def _tokenized(rows: Any, tokenizer: Tokenizer, config: Config) -> Any:
@@ -214,7 +299,7 @@ def _probe(features: dict[str, _Features], num_classes: int) -> Params:
 def _importance(features: _Features, head: Params) -> np.ndarray:
     """Probabilities of the training examples, by the logits of the head on features that its fit has needed anyway."""
     logits = features.x @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
-    probabilities = pipeline.importance(logits, features.y)
+    probabilities = sampling.importance(logits, features.y)
     # Features come in the order of evaluation; an example's id is its row.
     return probabilities[np.argsort(features.id)]
 
@@ -227,31 +312,32 @@ def make_method(
     *,
     rounding_key: jax.Array,
     steps_per_epoch: int,
+    chosen: Params = None,
 ) -> tuple[train.Method, optax.GradientTransformation]:
-    """The method of a config, for these trainable weights, and its float chain."""
+    """The method of a config, for these trainable weights, and its float chain; `chosen`: masks of what moves."""
     optimizer = OPTIMIZERS[config.optimizer.name](_learning_rate(config), config.optimizer)
-    description = json.dumps(
-        {name: config[name].to_dict() for name in ("method", "quant", "optimizer")} | {"steps": config.train.steps},
-        sort_keys=True,
-    )
+    described = {name: config[name].to_dict() for name in ("method", "quant", "optimizer")}
+    described |= {"mask": multitask.digest(chosen)} if chosen is not None else {}
+    description = json.dumps(described | {"steps": config.train.steps}, sort_keys=True)
     if config.method.name == "first_order":
         method = train.first_order(task, optimizer, description=description, microbatches=config.train.microbatches)
         return method, optimizer
 
     options = config.method
     auto = AutoEps()
-    paths = jax.tree.leaves(leaf_paths(trainable))
-    # Of the model's patterns those that matter to the trainable leaves: one without a leaf is an error.
-    stacked = tuple(pattern for pattern in bert.STACKED if any(re.search(pattern, path) for path in paths))
-    direction, chosen = DIRECTIONS[options.direction](options), None
+    stacked = _stacked(trainable)
+    direction, mask_fn = DIRECTIONS[options.direction](options), None
     if options.layers:
+        paths = jax.tree.leaves(leaf_paths(trainable))
         loose = [path for path in paths if not any(re.search(pattern, path) for pattern in stacked)]
         if loose or options.direction in ("sparse", "sphere"):
             problem = f"trains {loose[0]!r}, which has none" if loose else f"has direction {options.direction!r}"
             raise ValueError(f"config.method.layers is {tuple(options.layers)}, but the run {problem}")
-        direction, chosen = directions.Sparse(inner=direction), masks.layer_masks(tuple(options.layers))
-    spec = PerturbSpec(direction=direction, stacked=stacked, probe=options.probe, masks=chosen)
-    own = {"bits": options.bits, "independent": options.independent} if options.name == "quzo" else {}
+        direction, mask_fn = directions.Sparse(inner=direction), masks.layer_masks(tuple(options.layers))
+    elif chosen is not None:
+        direction, mask_fn = directions.Sparse(inner=direction), lambda _: chosen
+    spec = PerturbSpec(direction=direction, stacked=stacked, probe=options.probe, masks=mask_fn)
+    own = OPTIONS[options.name](config) if options.name in OPTIONS else {}
     estimator = ESTIMATORS[options.name](
         auto if options.auto_eps else options.eps,
         spec,
@@ -270,21 +356,28 @@ def make_method(
     search = 2 * auto.num_directions * len(auto.grid()) if options.auto_eps else 0
 
     def forwards(probes: int, step: int) -> int:
+        if options.name in protocols.ANCHORED and (step - 1) % options.every == 0:
+            return 2 * probes * steps_per_epoch
         return FORWARDS[options.name](probes) + (search if (step - 1) % auto.every == 0 else 0)
 
     queries = None
     if options.queries == "adaptive":
         queries = schedules.adaptive_queries(max_queries=options.num_samples, steps_per_epoch=steps_per_epoch)
     method = train.zeroth_order(
-        task,
+        protocols.wrap_task(config, task),
         tx,
         forwards=forwards,
         description=description,
         queries=queries,
         microbatches=config.train.microbatches,
-        metrics=quantization.metrics,
+        metrics=lambda opt_state: quantization.metrics(opt_state) | multitask.metrics(config)(opt_state),
     )
-    return method, inner
+
+    def scalars_like(trainable: Params, opt_state: Any) -> Any:
+        value = protocols.constant(config)
+        return jax.eval_shape(lambda t, s: tx.measure(t, s, lambda _: value), trainable, opt_state)
+
+    return method._replace(scalars_like=scalars_like), inner
 
 
 def _learning_rate(config: Config) -> optax.Schedule:

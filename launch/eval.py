@@ -9,12 +9,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from launch import cli, schema
 from launch.build import build
+from launch.weights import FOLDERS, find_weights, load_weights
 from zojax import train
 from zojax.train import checkpoint
 
@@ -40,28 +40,7 @@ def main(argv: Sequence[str]) -> int:
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "which examples", flag_values=values)
-    flags.DEFINE_enum("weights", "last", ["last", "best", "base"], "which weights", flag_values=values)
-
-
-def find_weights(workdir: Path, which: str) -> Path:
-    """The checkpoint of the last, best or base weights; of a run without steps the last are the base.
-
-    Raises:
-      FileNotFoundError: if the run has none.
-    """
-    folder = workdir / {"last": "checkpoints", "best": "best", "base": "base"}[which]
-    saved = [] if which == "base" else checkpoint.steps(folder)
-    path = folder / str(saved[-1]) if saved else workdir / "base"
-    if not path.is_dir() or (which == "best" and not saved):
-        raise FileNotFoundError(f"workdir: {workdir} has no {which} weights")
-    return path
-
-
-def load_weights(path: Path, run: Any) -> Any:
-    """The trainable weights of a checkpoint, whether it holds the optimiser state too or not."""
-    if path.parent.name == "checkpoints":
-        return checkpoint.load(path, (run.params, run.method.init(run.params)))[0]
-    return checkpoint.load(path, run.params)
+    flags.DEFINE_enum("weights", "last", [*FOLDERS], "which weights", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import jax
 
 from launch.schema import Config
 from models.language import bert
+from models.language.adapters import add_adapters
 from zojax import quant, train
+from zojax.adapters.bottleneck import Bottleneck
 from zojax.adapters.lora import add_lora
 from zojax.estimators import Estimator
 from zojax.quant.straight_through import straight_through
@@ -39,10 +41,13 @@ def prepare(config: Config, params: Params, key: jax.Array) -> Params:
     """
     if config.quant.profile != "none" and config.method.name != "first_order":
         params = quant.quantize_tree(params, rules(config))
-    if config.adapter.rank:
-        patterns = tuple(config.adapter.where)
-        params = add_lora(params, patterns, rank=config.adapter.rank, alpha=float(config.adapter.alpha), key=key)
-    return params
+    adapter = config.adapter
+    if not adapter.rank:
+        return params
+    if adapter.kind == "tensor_train":
+        encoder = add_adapters(params["encoder"], bert.ADAPTERS, Bottleneck(rank=adapter.rank), key=key)
+        return params | {"encoder": encoder}
+    return add_lora(params, tuple(adapter.where), rank=adapter.rank, alpha=float(adapter.alpha), key=key)
 
 
 def keep_on_grid(config: Config, tx: Estimator, trainable: Params, key: jax.Array) -> Estimator:

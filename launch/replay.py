@@ -17,7 +17,7 @@ from absl import flags
 
 from launch import cli, schema
 from launch.build import build
-from launch.eval import load_weights
+from launch.weights import load_weights
 from zojax import random, replay
 from zojax.train import checkpoint
 

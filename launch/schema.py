@@ -48,7 +48,8 @@ FIELDS: dict[str, _Field] = {
     "trainable": _Field(
         (tuple, list), lambda v: len(v) > 0 and all(isinstance(p, str) for p in v), "a tuple of patterns, at least one"
     ),
-    "data.source": _text(),  # "reviews", "sst2" or a folder of JSON lines
+    # "reviews", "sst2" or a folder of JSON lines; of several tasks "text" or a folder with one folder a task
+    "data.source": _text(),
     "data.num_classes": _integer(2),
     "data.train_examples": _integer(0),  # the first so many; 0 for all
     "data.max_length": _integer(4),  # tokens
@@ -56,14 +57,34 @@ FIELDS: dict[str, _Field] = {
         (tuple, list), lambda v: all(type(b) is int and b > 0 for b in v), "a tuple of padded lengths, or ()"
     ),
     "data.length_grouped": _flag(),  # batches of texts of like length
+    "data.packed_rows": _integer(0),  # a batch's texts side by side in so many rows of max_length; 0: a text a row
     "data.sampling": _choice("uniform", "importance"),  # importance: by the probe's error on each example
     "data.batch_size": _integer(1),
     "data.eval_batch_size": _integer(1),
-    "model.name": _choice("bert_classifier"),
+    "model.name": _choice("bert_classifier", "prompted_lm"),  # prompted_lm: data.source is a task of zojax.data.tasks
+    "model.objective": _choice("loss", "accuracy"),  # of prompted_lm; accuracy has no gradient
     "model.source": _text(),  # "minilm", a folder or a hub id
+    # A run whose weights take the place of the source's, but for the head: "" or "runs/x" or "runs/x:best".
+    "model.weights": _Field((str,), lambda v: True, "the folder of a run, or nothing"),
     "model.dtype": _choice("float32", "bfloat16", "float16"),
     "model.head": _choice("zero", "probe"),
-    "method.name": _choice("spsa", "forward", "fzoo", "quzo", "first_order"),
+    "method.name": _choice(
+        "spsa",
+        "forward",
+        "fzoo",
+        "quzo",
+        "eggroll",
+        "lozo",
+        "lozo_m",  # with momentum in the factor
+        "subzero",
+        "per_example",
+        "grzo",  # per_example over the deviation of its differences
+        "hizoo",
+        "kerzoo",
+        "mezo_svrg",
+        "multi_task",  # spsa of several tasks
+        "first_order",
+    ),
     "method.eps": _number(),
     "method.auto_eps": _flag(),  # measure eps; `eps` is not used then
     "method.num_samples": _integer(1),
@@ -72,6 +93,7 @@ FIELDS: dict[str, _Field] = {
     "method.rank": _integer(1),  # of low_rank
     "method.bits": _Field((int,), lambda v: 1 <= v <= 8, "a number of bits, 1 to 8"),  # of quzo's directions
     "method.independent": _flag(),  # of quzo: a rounding of its own for the update
+    "method.every": _integer(1),  # steps for which lozo and subzero keep a factor and mezo_svrg an anchor
     "method.probe": _choice("beside", "codes"),  # of quantised weights
     "method.layers": _Field(
         (tuple, list), lambda v: all(type(n) is int and n >= 0 for n in v), "a tuple of layers that move, or () for all"
@@ -82,8 +104,33 @@ FIELDS: dict[str, _Field] = {
     "quant.profile": _choice("none", "w8a8_int", "w8a8_fp8", "w4a8_int", "w4a8_fp8", "w4a4_int"),
     # Steps of a block of error feedback; 0 for none.
     "quant.feedback": _Field((int,), lambda v: v == 0 or v >= 2, "0, or an integer, 2 or more"),
-    "adapter.rank": _integer(0),  # of LoRA; 0 for none
-    "adapter.alpha": _number(),
+    "multitask.tasks": _Field(
+        (tuple, list),
+        lambda v: all(type(n) is str for n in v) and len(set(v)) == len(v),
+        "a tuple of names of tasks, each once, or () for the data set of data.source",
+    ),
+    "multitask.quotas": _Field(
+        (tuple, list), lambda v: all(type(n) is int and n > 0 for n in v), "a tuple, rows of each task in a batch"
+    ),
+    "multitask.weights": _Field(
+        (tuple, list),
+        lambda v: all(isinstance(n, float | int) and 0 <= n < math.inf for n in v) and (not v or any(v)),
+        "a tuple, the weight of each task, or () for equal ones",
+    ),
+    "multitask.dev_examples": _integer(1),  # of each task, cut from its train rows
+    "multitask.test_examples": _integer(0),  # of each task; 0 for all
+    "mask.kind": _choice("none", "mazo", "random", "magnitude"),  # of the weights that move
+    "mask.keep": _Field((float, int), lambda v: 0 < v <= 1, "a share of each row, in (0, 1]"),
+    "mask.gradient": _choice("outputs", "backward"),  # of mazo: from probes of the layers' outputs, or a backward pass
+    "mask.num_probes": _integer(1),  # a batch, of "outputs"
+    "mask.examples": _integer(1),  # of each task, to calibrate on
+    "mask.alpha": _number(inclusive=True),  # share of the greedy score
+    "mask.beta": _number(inclusive=True),  # share of the magnitudes
+    "mask.learning_rate": _number(),  # of the greedy score's step
+    "mask.damping": _number(),  # share of the Hessian's mean diagonal
+    "adapter.kind": _choice("lora", "tensor_train"),  # tensor_train: AdaZeta's bottlenecks, in their own places
+    "adapter.rank": _integer(0),  # 0 for no adapters
+    "adapter.alpha": _number(),  # of lora, as is `where`
     "adapter.where": _Field(
         (tuple, list), lambda v: len(v) > 0 and all(isinstance(p, str) for p in v), "a tuple of patterns, at least one"
     ),
@@ -98,7 +145,7 @@ FIELDS: dict[str, _Field] = {
     "train.checkpoint_every": _integer(0),  # 0 for the last step alone
     "train.log_every": _integer(1),
     "train.microbatches": _integer(1),
-    "train.keep_best": _flag(),
+    "train.keep_best": _choice("accuracy", "loss", "none"),  # which weights are the best, on dev
 }
 
 
@@ -138,16 +185,21 @@ def _check_together(config: Config) -> None:
             f"config.train.microbatches is {config.train.microbatches}; it must divide "
             f"config.data.batch_size, {config.data.batch_size}"
         )
-    if config.data.sampling == "importance" and config.train.microbatches > 1:
-        # The loss divides by the weights of each part, which sum to another number in each.
-        raise ValueError(
-            f"config.train.microbatches is {config.train.microbatches}; it must be 1, or config.data.sampling uniform"
-        )
     if config.data.sampling == "importance" and config.model.head != "probe":
         raise ValueError(
             f"config.data.sampling is 'importance', but config.model.head is {config.model.head!r}, which scores all "
             "examples alike; the head must be probe, or the sampling uniform"
         )
+    if config.data.packed_rows:
+        for name, value, needed in (
+            ("data.length_grouped", config.data.length_grouped, False),
+            ("train.microbatches", config.train.microbatches, 1),
+        ):
+            if value != needed:
+                raise ValueError(
+                    f"config.data.packed_rows is {config.data.packed_rows}; then config.{name} must be {needed}, "
+                    f"not {value}"
+                )
     if config.optimizer.warmup_steps > config.train.steps:
         raise ValueError(
             f"config.optimizer.warmup_steps is {config.optimizer.warmup_steps}; it must be at most "
@@ -158,7 +210,90 @@ def _check_together(config: Config) -> None:
             f"config.optimizer.weight_decay is {config.optimizer.weight_decay}; {config.optimizer.name} has "
             "none, so it must be 0, or the optimizer adamw"
         )
+    _check_per_example(config)
+    _check_tasks(config)
     _check_quantized(config)
+    _check_prompted(config)
+
+
+def _check_prompted(config: Config) -> None:
+    """What goes with a language model that answers prompts."""
+    model, method = config.model, config.method
+    if model.name != "prompted_lm":
+        if model.objective != "loss":
+            raise ValueError(f"config.model.objective is {model.objective!r}; with {model.name} it must be 'loss'")
+        return
+    if model.objective == "accuracy" and method.name == "first_order":
+        raise ValueError(
+            "config.model.objective is 'accuracy', which has no gradient; with first_order it must be 'loss'"
+        )
+    if method.name == "mezo_svrg":
+        raise ValueError("config.method.name is 'mezo_svrg'; with config.model.name='prompted_lm' it must be another")
+    for name, value, needed in (
+        ("model.head", model.head, "zero"),
+        ("model.weights", model.weights, ""),
+        ("data.packed_rows", config.data.packed_rows, 0),
+        ("data.sampling", config.data.sampling, "uniform"),
+        ("quant.profile", config.quant.profile, "none"),
+        ("multitask.tasks", tuple(config.multitask.tasks), ()),
+    ):
+        if value != needed:
+            raise ValueError(f"config.{name} is {value!r}; with config.model.name='prompted_lm' it must be {needed!r}")
+
+
+def _check_tasks(config: Config) -> None:
+    """What goes with several tasks, and with masks."""
+    tasks, method = config.multitask.tasks, config.method
+    if (method.name == "multi_task") != bool(tasks) and method.name != "first_order":
+        raise ValueError(
+            f"config.method.name is {method.name!r} and config.multitask.tasks is {tuple(tasks)}; with tasks it "
+            "must be multi_task or first_order, and multi_task needs tasks"
+        )
+    if config.mask.kind != "none" and (
+        method.name != "multi_task" or method.layers or method.direction in ("sparse", "sphere")
+    ):
+        raise ValueError(
+            f"config.mask.kind is {config.mask.kind!r}; it needs method multi_task, no layers and a direction other "
+            f"than sparse and sphere, not {method.name!r}, {tuple(method.layers)} and {method.direction!r}"
+        )
+    if not tasks:
+        return
+    quotas, weights = tuple(config.multitask.quotas), tuple(config.multitask.weights)
+    if len(quotas) != len(tasks) or sum(quotas) != config.data.batch_size:
+        raise ValueError(
+            f"config.multitask.quotas is {quotas}; it must be one for each of {len(tasks)} tasks, and sum to "
+            f"config.data.batch_size, {config.data.batch_size}"
+        )
+    if len(weights) not in (0, len(tasks)):
+        raise ValueError(f"config.multitask.weights is {weights}; it must be one for each of {len(tasks)} tasks, or ()")
+    for name, value, needed in (
+        ("model.weights", config.model.weights, ""),
+        ("data.length_grouped", config.data.length_grouped, False),
+        ("data.packed_rows", config.data.packed_rows, 0),
+        ("data.sampling", config.data.sampling, "uniform"),
+        ("train.microbatches", config.train.microbatches, 1),
+        ("method.queries", method.queries, "constant"),
+    ):
+        if value != needed:
+            raise ValueError(f"config.{name} is {value!r}; with config.multitask.tasks it must be {needed!r}")
+
+
+def _check_per_example(config: Config) -> None:
+    """What estimators whose loss is not one number a batch do not go with."""
+    name = config.method.name
+    if name in ("per_example", "grzo", "mezo_svrg") and config.train.microbatches > 1:
+        raise ValueError(f"config.train.microbatches is {config.train.microbatches}; {name} needs 1")
+    if name not in ("per_example", "grzo"):
+        return
+    if config.data.sampling != "uniform":
+        raise ValueError(f"config.data.sampling is {config.data.sampling!r}; {name} weighs examples alike: uniform")
+    if config.data.packed_rows:
+        raise ValueError(f"config.data.packed_rows is {config.data.packed_rows}; {name} takes one example a row: 0")
+    if config.method.num_samples > 1 or config.method.queries != "constant":
+        raise ValueError(
+            f"config.method.num_samples is {config.method.num_samples} and queries {config.method.queries!r}; {name} "
+            "takes one direction an example: 1 and constant"
+        )
 
 
 def _check_quantized(config: Config) -> None:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, schema
+from launch import cli, multitask, schema
 from launch.build import Run, build
 from launch.quantization import noise_line
 from launch.schema import Config
@@ -54,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
             eval_every=config.train.eval_every,
             checkpoint_every=config.train.checkpoint_every,
             log_every=config.train.log_every,
-            keep_best="accuracy" if config.train.keep_best and config.train.eval_every else None,
+            keep_best=None
+            if config.train.keep_best == "none" or not config.train.eval_every
+            else config.train.keep_best,
             allow_nonfinite=config.method.skip_nonfinite,
             noise_format=random.FORMAT,
         )
@@ -96,7 +98,7 @@ def weights(tree: Any) -> int:
 
 
 def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
-    """Accuracy on the test split of where training began and where it ended, and how much has moved.
+    """Accuracy and loss on the test split where training began and where it ended, and how much has moved.
 
     Writes the last and the best weights' metrics to eval.jsonl, as `launch.eval` prints them.
     """
@@ -104,27 +106,32 @@ def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
     base = checkpoint.load(workdir / "base", result.params)
     records: list[dict[str, Any]] = []
 
-    def accuracy(trainable: Any, frozen: Any, which: str = "", step: int = 0) -> float:
+    def measure(trainable: Any, frozen: Any, which: str = "", step: int = 0) -> dict[str, float]:
         metrics = train.evaluate(program, trainable, frozen, run.evaluation["test"])
         if which:
             records.append({"split": "test", "weights": which, "step": step, **metrics})
-        return metrics["accuracy"]
+        return metrics
 
-    start = "zero head" if run.zero_head is None else "linear probe"
+    unheaded = "zero-shot" if config.model.name == "prompted_lm" else "zero head"
+    start = unheaded if run.zero_head is None else "linear probe"
     start += "" if config.quant.profile == "none" else f", {config.quant.profile}"
-    rows = [(start, accuracy(base, run.frozen, "" if result.step else "last"))]
+    rows = [(start, measure(base, run.frozen, "" if result.step else "last"))]
     if run.zero_head is not None:
-        rows.insert(0, ("zero head", accuracy(*_with_head(base, run.frozen, run.zero_head))))
+        rows.insert(0, ("zero head", measure(*_with_head(base, run.frozen, run.zero_head))))
     if result.step:
         name = f"{config.method.name}, step {result.step}"
-        rows.append((name, accuracy(result.params, run.frozen, "last", result.step)))
+        rows.append((name, measure(result.params, run.frozen, "last", result.step)))
     if result.step and result.best is not None:
         step = result.best["step"]
         best = checkpoint.load(workdir / "best" / str(step), result.params)
-        rows.append((f"{config.method.name}, best on dev: step {step}", accuracy(best, run.frozen, "best", step)))
+        rows.append((f"{config.method.name}, best on dev: step {step}", measure(best, run.frozen, "best", step)))
     (workdir / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     width = max(len(name) for name, _ in rows)
-    lines = [f"{'accuracy on test':<{width}}", *(f"{name:<{width}}  {value:.4f}" for name, value in rows)]
+    lines = [f"{'on test':<{width}}  accuracy    loss"]
+    lines += [
+        f"{name:<{width}}  {value['accuracy']:8.4f}  {value['loss']:6.4f}{multitask.columns(config, value)}"
+        for name, value in rows
+    ]
     pairs = zip(jax.tree.leaves(base), jax.tree.leaves(result.params), strict=True)
     moved = sum(int(np.sum(np.asarray(a) != np.asarray(b))) for a, b in pairs)
     trained, total = weights(run.params), weights(run.params) + weights(run.frozen)
@@ -136,7 +143,8 @@ def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
 def _with_head(trainable: Any, frozen: Any, head: Any) -> tuple[Any, Any]:
     # The head may be trained, frozen, or part of each.
     def swap(tree: Any) -> Any:
-        return tree | {"head": {name: None if leaf is None else head[name] for name, leaf in tree["head"].items()}}
+        own = jax.tree.map(lambda new, leaf: None if leaf is None else new, head, tree["head"])
+        return tree | {"head": own}
 
     return swap(trainable), swap(frozen)
 

@@ -80,6 +80,8 @@ def violations(module: str, names: set[str]) -> Iterator[str]:
             ("zojax",),
             ("zojax.kernels", "zojax.random", "zojax.rounding", "zojax._threefry"),
         )
+    if within(module, "zojax.losses"):
+        yield from only("a loss sees arrays and functions", ("zojax",), ("zojax.losses", "zojax.kernels"))
     if within(module, *CHAIN):
         yield from refuse("a probe calls a leaf's methods and knows none but its own", "zojax.quant", "zojax.adapters")
     if within(module, "zojax.train"):
@@ -90,9 +92,9 @@ def violations(module: str, names: set[str]) -> Iterator[str]:
         )
     if within(module, "models"):
         yield from only(
-            "a model sees ops, leaves, the names of leaves and the Task protocol",
+            "a model sees ops, losses, leaves, the names of leaves and the Task protocol",
             ("zojax",),
-            ("zojax.ops", "zojax.trees", "zojax.train.task", *LEAF_TYPES),
+            ("zojax.ops", "zojax.losses", "zojax.trees", "zojax.train.task", *LEAF_TYPES),
         )
         yield from refuse("a model knows no program", "configs", "launch")
     if within(module, "configs"):
@@ -125,6 +127,7 @@ def test_imports_point_one_way(path):
         ("models.language.bert", "from zojax.estimators import spsa"),
         ("models.language.bert", "import launch.build"),
         ("zojax.kernels.quantized_matmul", "from zojax import ops"),
+        ("zojax.losses.transducer.loss", "from zojax import ops"),
         ("zojax.perturb", "from zojax.quant import QArray"),
         ("zojax.ops", "from zojax.adapters import Lora"),
         ("configs.quickstart", "import jax"),

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from launch.bench import mezo_torch, noise, quzo_statistics, quzo_step, zo_step
+from launch.bench import estimators, mezo_torch, noise, quzo_statistics, quzo_step, transducer_loss, zo_step
 from launch.bench._harness import Record, environment
 
 BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
@@ -20,6 +20,8 @@ BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
     "mezo_torch": mezo_torch.run,
     "quzo_statistics": quzo_statistics.run,
     "quzo_step": quzo_step.run,
+    "transducer_loss": transducer_loss.run,
+    "estimators": estimators.run,
 }
 
 

@@ -38,10 +38,6 @@ FLAGS = [
     (["--config.train.microbatches=3"], "config.train.microbatches is 3; it must divide config.data.batch_size, 4"),
     (["--config.data.sampling=best"], "config.data.sampling is 'best'; it must be one of uniform, importance"),
     (
-        ["--config.data.sampling=importance", "--config.train.microbatches=2"],
-        "config.train.microbatches is 2; it must be 1, or config.data.sampling uniform",
-    ),
-    (
         ["--config.data.sampling=importance", "--config.model.head=zero"],
         "config.data.sampling is 'importance', but config.model.head is 'zero'",
     ),

@@ -1,5 +1,6 @@
 """train, eval and replay on a tiny model; every config of the checkout is sound."""
 
+import copy
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -16,9 +18,11 @@ from launch import cli, schema
 from launch import eval as eval_program
 from launch import replay as replay_program
 from launch.build import build
+from launch.weights import load_weights
 from zojax import _record, replay
 from zojax.train import checkpoint
 from zojax.train.metrics import read_metrics
+from zojax.trees import merge
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base"))
@@ -28,7 +32,11 @@ CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not i
 def test_configs_are_sound(name):
     module = importlib.import_module(f"configs.{name}")
     schema.check(module.get_config())
-    assert module.get_config("reviews").data.source == "reviews"
+    if hasattr(module, "ARGUMENTS"):  # a file of several methods
+        for argument in module.ARGUMENTS:
+            schema.check(module.get_config(argument))
+    else:
+        assert module.get_config("reviews").data.source == "reviews"
     assert f"--config=configs/{name}.py" in (module.__doc__ or "")
 
 
@@ -70,12 +78,41 @@ def test_eval_agrees_with_the_table(trained, capsys):
     assert eval_program.main(["eval", f"--workdir={workdir}"]) == 0
     result = json.loads(capsys.readouterr().out)
     (row,) = (line for line in printed.splitlines() if line.startswith("spsa, step 6"))
-    assert f"{result['accuracy']:.4f}" == row.split()[-1]
+    assert [f"{result['accuracy']:.4f}", f"{result['loss']:.4f}"] == row.split()[-2:]
     assert (result["split"], result["step"]) == ("test", 6)
     assert eval_program.main(["eval", f"--workdir={workdir}", "--split=dev", "--weights=best"]) == 0
     best = json.loads(capsys.readouterr().out)
     dev = [row for row in read_metrics(workdir) if row.get("split") == "dev"]
     assert best["accuracy"] == max(row["accuracy"] for row in dev)
+
+
+def test_a_run_begins_where_another_ended(trained, tiny):
+    workdir, _ = trained
+    c = ml_collections.ConfigDict(copy.deepcopy(tiny))
+    source = build(c)
+    c.model.weights = str(workdir)
+    run = build(c)
+    own = merge(load_weights(workdir / "checkpoints" / "6", source), source.frozen)
+    encoder = merge(run.params, run.frozen)["encoder"]
+    assert replay.digest(encoder) == replay.digest(own["encoder"])
+    assert replay.digest(encoder) != replay.digest(merge(source.params, source.frozen)["encoder"])
+    # The head is fitted anew, to the features of these weights.
+    assert replay.digest(merge(run.params, run.frozen)["head"]) != replay.digest(own["head"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ("{run}:first", ValueError, "after the colon must be one of last, best, base"),
+        ("{run}/none", FileNotFoundError, "there is no folder"),
+        ("{run}/base", FileNotFoundError, "has no last weights"),
+    ],
+)
+def test_weights_that_are_not_there(trained, tiny, weights, error, message):
+    c = ml_collections.ConfigDict(copy.deepcopy(tiny))
+    c.model.weights = weights.format(run=trained[0])
+    with pytest.raises(error, match=message):
+        build(c)
 
 
 def test_replay_makes_the_weights_again(trained, tmp_path, capsys):

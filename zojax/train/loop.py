@@ -105,7 +105,7 @@ def fit(
       eval_every: steps between evaluations; 0 for none. Step 0 and the last step are evaluated as well.
       checkpoint_every: steps between checkpoints; 0 for the last step alone.
       log_every: steps between lines of metrics; a line has the mean loss since the line before.
-      keep_best: metric whose highest dev value has its weights kept in best/.
+      keep_best: metric whose best dev value has its weights kept in best/: the lowest of "loss", else the highest.
       allow_nonfinite: go on after a loss that is not finite (the method skips the update).
       noise_format: version of the noise, for the log.
 
@@ -186,7 +186,9 @@ def fit(
     def evaluate_dev(step: int) -> None:
         values = evaluate(program, params, frozen, dev)
         metrics.write(step, split="dev", forwards=place["forwards"], **values)
-        if keep_best is not None and (place["best"] is None or values[keep_best] > place["best"]["value"]):
+        if keep_best is not None and (
+            place["best"] is None or _is_better(keep_best, values[keep_best], place["best"]["value"])
+        ):
             place["best"] = {"step": step, "value": values[keep_best]}
             checkpoint.save(workdir / "best" / str(step), params, place["best"])
             checkpoint.prune(workdir / "best", 1)
@@ -257,3 +259,7 @@ def _nonfinite_message(step: int, ids: Any, named: dict[str, np.ndarray]) -> str
         f"step {step}: not finite: {wrong}{rows}. Nothing of this step was written. "
         "Try a smaller learning_rate, a smaller eps, or skip_nonfinite"
     )
+
+
+def _is_better(metric: str, value: float, than: float) -> bool:
+    return value < than if metric == "loss" else value > than

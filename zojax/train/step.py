@@ -91,7 +91,7 @@ def make_measure(task: Task, estimator: Estimator, *, microbatches: int = 1) -> 
             losses = jax.lax.map(
                 lambda part: task.loss(params, part[0], key=part[1])[0], _parts(batch, key, microbatches)
             )
-            return jnp.mean(losses)
+            return jnp.mean(losses, axis=0)
 
         options = {} if num_samples is None else {"num_samples": num_samples}
         return estimator.measure(trainable, opt_state, value_fn, **options)
