@@ -29,6 +29,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "weights": "",
                 "dtype": "float32",
                 "head": "probe",
+                "head_examples": 0,
                 "objective": "loss",
             },
             "method": {

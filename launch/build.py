@@ -173,7 +173,7 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
     if config.model.head == "probe":
         zero_head = params["head"]
         features = {name: _features(task, params, evaluation[name]) for name in ("train", "dev") if name in evaluation}
-        params = params | {"head": _probe(features, task.num_classes)}
+        params = params | {"head": _probe(features, task.num_classes, config.model.head_examples)}
         if config.data.sampling == "importance":
             probabilities = _importance(features["train"], params["head"])
     batches = pipeline.train_batches(
@@ -286,8 +286,15 @@ def _features(task: TextClassifier, params: Params, batches: list[Any]) -> _Feat
     return _Features(np.concatenate(rows), np.concatenate(labels), np.concatenate(ids))
 
 
-def _probe(features: dict[str, _Features], num_classes: int) -> Params:
+def _probe(features: dict[str, _Features], num_classes: int, examples: int) -> Params:
     train = features["train"]
+    if examples:  # an id is a row of the split
+        train = _Features(*(part[train.id < examples] for part in train))
+        if len(np.unique(train.y)) < num_classes:
+            raise ValueError(
+                f"config.model.head_examples is {examples}; among the first {examples} examples not every one of the "
+                f"{num_classes} classes is to be found: it must be larger"
+            )
     if "dev" in features:
         dev = features["dev"]
         _, head = probe.choose_l2(train.x, train.y, dev.x, dev.y, num_classes=num_classes)

@@ -68,6 +68,7 @@ FIELDS: dict[str, _Field] = {
     "model.weights": _Field((str,), lambda v: True, "the folder of a run, or nothing"),
     "model.dtype": _choice("float32", "bfloat16", "float16"),
     "model.head": _choice("zero", "probe"),
+    "model.head_examples": _integer(0),  # the probe is fitted to the first so many; 0 for all
     "method.name": _choice(
         "spsa",
         "forward",
@@ -190,6 +191,11 @@ def _check_together(config: Config) -> None:
             f"config.data.sampling is 'importance', but config.model.head is {config.model.head!r}, which scores all "
             "examples alike; the head must be probe, or the sampling uniform"
         )
+    if config.model.head_examples and config.model.head != "probe":
+        raise ValueError(
+            f"config.model.head_examples is {config.model.head_examples}, but config.model.head is "
+            f"{config.model.head!r}: it must be 0, or the head probe"
+        )
     if config.data.packed_rows:
         for name, value, needed in (
             ("data.length_grouped", config.data.length_grouped, False),
@@ -267,6 +273,7 @@ def _check_tasks(config: Config) -> None:
     if len(weights) not in (0, len(tasks)):
         raise ValueError(f"config.multitask.weights is {weights}; it must be one for each of {len(tasks)} tasks, or ()")
     for name, value, needed in (
+        ("model.head_examples", config.model.head_examples, 0),
         ("model.weights", config.model.weights, ""),
         ("data.length_grouped", config.data.length_grouped, False),
         ("data.packed_rows", config.data.packed_rows, 0),

@@ -41,25 +41,7 @@ def main(argv: Sequence[str]) -> int:
     schema.save(workdir, config)
     print(plan(config, run), flush=True)
     try:
-        result = train.fit(
-            run.task,
-            run.method,
-            run.params,
-            run.frozen,
-            run.batches,
-            key=run.key,
-            workdir=workdir,
-            steps=config.train.steps,
-            dev=run.evaluation["dev"],
-            eval_every=config.train.eval_every,
-            checkpoint_every=config.train.checkpoint_every,
-            log_every=config.train.log_every,
-            keep_best=None
-            if config.train.keep_best == "none" or not config.train.eval_every
-            else config.train.keep_best,
-            allow_nonfinite=config.method.skip_nonfinite,
-            noise_format=random.FORMAT,
-        )
+        result = fit(config, run, workdir)
     except train.NonFiniteError as error:
         cli.complain("train", error)
         return cli.FAILED
@@ -73,6 +55,32 @@ def main(argv: Sequence[str]) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+
+
+def fit(config: Config, run: Run, workdir: Path) -> train.Result:
+    """Trains what a config has made, or continues, in a folder that holds the config.
+
+    Raises:
+      train.NonFiniteError: if the loss is not finite.
+    """
+    keep = config.train.keep_best if config.train.eval_every else "none"
+    return train.fit(
+        run.task,
+        run.method,
+        run.params,
+        run.frozen,
+        run.batches,
+        key=run.key,
+        workdir=workdir,
+        steps=config.train.steps,
+        dev=run.evaluation["dev"],
+        eval_every=config.train.eval_every,
+        checkpoint_every=config.train.checkpoint_every,
+        log_every=config.train.log_every,
+        keep_best=None if keep == "none" else keep,
+        allow_nonfinite=config.method.skip_nonfinite,
+        noise_format=random.FORMAT,
+    )
 
 
 def plan(config: Config, run: Run) -> str:

@@ -92,6 +92,7 @@ def tiny(tmp_path_factory) -> dict:
             "weights": "",
             "dtype": "float32",
             "head": "probe",
+            "head_examples": 0,
             "objective": "loss",
         },
         "method": {

@@ -35,6 +35,31 @@ def test_weights_follow_from_the_first_logits(weighted):
         np.testing.assert_allclose(batch["weight"], weights[batch["id"]], rtol=1e-4)
 
 
+def head(fields):
+    run = build(ml_collections.ConfigDict(copy.deepcopy(fields)))
+    return merge(run.params, run.frozen)["head"]
+
+
+def test_a_head_of_few_examples_is_fitted_to_the_first(tiny):
+    fields = copy.deepcopy(tiny)
+    fields["model"]["head_examples"] = 6
+    few = head(fields)
+    fields["model"]["head_examples"] = 0
+    everything = head(fields)
+    fields["data"]["train_examples"] = 6
+    alone = head(fields)
+    # The same rows in an order of their own: sums of floats.
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), few, alone)
+    assert np.abs(everything["kernel"] - few["kernel"]).max() > 1e-3
+
+
+def test_a_head_needs_every_class(tiny):
+    fields = copy.deepcopy(tiny)
+    fields["model"]["head_examples"] = 1
+    with pytest.raises(ValueError, match=r"config\.model\.head_examples is 1; among the first 1"):
+        build(ml_collections.ConfigDict(fields))
+
+
 def test_uniform_batches_have_weight_1(tiny):
     assert (next(build(ml_collections.ConfigDict(tiny)).batches)["weight"] == 1).all()
 

@@ -128,6 +128,7 @@ def test_a_run_is_evaluated_with_the_weights_that_it_ended_with(llama, data, tin
         "dtype": "float32",
         "weights": "",
         "head": "zero",
+        "head_examples": 0,
         "objective": "accuracy",
     }
     fields["optimizer"] |= {"name": "sgd", "learning_rate": 3.0}
