@@ -1,0 +1,116 @@
+"""What a transducer recognises, and how far that is from what was said."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch import speech
+from launch.schema import Config
+from models.transducer.decode import ExpansionBeam, Greedy, Search, decode
+from models.transducer.model import decodable, transducer
+from models.transducer.task import TransducerTask
+from zojax import train
+from zojax.data.audio.units import Units
+from zojax.metrics import Errors, word_errors
+from zojax.train import checkpoint
+from zojax.trees import merge
+
+Params = Any
+
+# The most labels at one encoder frame, and nats by which the beam's extensions may fall behind.
+MAX_SYMBOLS, GAMMA = 5, 6.0
+
+
+def search(frames: int, beam: int) -> Search:
+    """How frames are searched: for up to a label a frame, in few sizes, so that few programs are compiled.
+
+    Args:
+      frames: encoder frames of the longest utterance.
+      beam: hypotheses; 0: greedy search.
+
+    Returns:
+      The search.
+    """
+    most = max(64, 1 << (frames - 1).bit_length())
+    if not beam:
+        return Greedy(max_labels=most, max_symbols=MAX_SYMBOLS)
+    return ExpansionBeam(max_labels=most, beam=beam, max_symbols=MAX_SYMBOLS, gamma=GAMMA)
+
+
+def recognise(
+    task: TransducerTask, params: Params, found: Iterable[Any], made: Units, *, beam: int = 0
+) -> Iterator[tuple[int, str, str]]:
+    """What is said in evaluation batches.
+
+    Args:
+      task: the transducer.
+      params: all of its weights.
+      found: batches.
+      made: the units.
+      beam: hypotheses; 0: greedy search.
+
+    Yields:
+      (id, what was said, what was recognised) of each utterance.
+    """
+    model = transducer(task.config)
+
+    @jax.jit
+    def encode(params: Params, batch: Any) -> Any:
+        return model.apply({"params": params}, *task.features(batch), method="encode")
+
+    for batch in found:
+        frames, mask = encode(params, batch)
+        best = decode(search(frames.shape[1], beam), decodable(task.config, params), frames, mask)
+        tokens, lengths = np.asarray(best.tokens[:, 0]), np.asarray(best.lengths[:, 0])
+        for row in np.flatnonzero(batch["weight"] > 0):
+            said = made.decode(batch["labels"][row, : batch["label_lengths"][row]])
+            yield int(batch["id"][row]), said, made.decode(tokens[row, : lengths[row]])
+
+
+def errors(*arguments: Any, **options: Any) -> Errors:
+    """The word errors of what `recognise` yields, of all utterances together."""
+    return sum((word_errors(said, heard) for _, said, heard in recognise(*arguments, **options)), Errors())
+
+
+def metrics(config: Config, run: Any, trainable: Params, split: str, *, beam: int = 0) -> dict[str, float]:
+    """The word error rate of a split, and what it is counted from; nothing for a run of text.
+
+    Args:
+      config: the config of the run.
+      run: what `build` has made of it.
+      trainable: the trained weights.
+      split: name of evaluation batches.
+      beam: hypotheses; 0: greedy search.
+
+    Returns:
+      {"wer", "errors", "words"}.
+    """
+    if config.model.name != "transducer":
+        return {}
+    params = merge(trainable, run.frozen)
+    found = errors(run.task, params, run.evaluation[split], speech.make_units(config), beam=beam)
+    return {"wer": found.rate, "errors": found.errors, "words": found.words}
+
+
+def table(config: Config, run: Any, workdir: Path, result: train.Result) -> str:
+    """Word error rates and losses on dev and test, of the last and the best weights; they go to eval.jsonl too."""
+    program = train.make_evaluate(run.task)
+    ends = {"last": (result.step, result.params)}
+    if result.best is not None:
+        step = result.best["step"]
+        ends["best"] = (step, checkpoint.load(workdir / "best" / str(step), result.params))
+    records = []
+    lines = ["weights  step   split  words  errors     WER  nats a label"]
+    for which, (step, params) in ends.items():
+        for split in ("dev", "test"):
+            loss = train.evaluate(program, params, run.frozen, run.evaluation[split])
+            found = metrics(config, run, params, split)
+            records.append({"split": split, "weights": which, "step": step, **loss, **found})
+            counted = f"{found['words']:6,}  {found['errors']:6,}  {found['wer']:6.2%}"
+            lines.append(f"{which:<7}  {step:<5}  {split:<5}  {counted}  {loss['nats_per_label']:12.4f}")
+    (workdir / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return "\n".join([*lines, f"forward passes: {result.forwards:,}"])

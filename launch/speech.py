@@ -1,0 +1,346 @@
+"""From the `speech` fields of a config to a transducer: its data, its units and its model."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch.schema import Config
+from models.transducer.conformer import ConformerConfig
+from models.transducer.conv_rnnt import ConvRnntConfig
+from models.transducer.lstm import LstmConfig
+from models.transducer.model import TransducerConfig
+from models.transducer.predictor import LstmPredictorConfig, StatelessConfig
+from models.transducer.task import Pruning, TransducerTask
+from zojax.data.audio import batches, prepared, sources, units
+from zojax.data.audio.augment import SpecAugment, spec_augment
+from zojax.data.audio.buckets import Examples, plan_buckets
+from zojax.data.audio.commands import Commands
+from zojax.data.audio.features import FilterBank, log_mel, num_frames
+from zojax.data.audio.waves import RATE, resample, to_int16
+from zojax.losses.transducer import TransducerSpec
+from zojax.train import Batches
+
+Params = Any
+
+# The files of the units in the folder of a run.
+UNITS = ("units.json", "units.model")
+
+# Batches over which the statistics of the features are taken, and seconds of an evaluation batch, with padding.
+STATISTICS, EVAL_SECONDS = 16, 120
+
+
+def _lstm(c: Config) -> LstmConfig:
+    return LstmConfig(
+        d_in=c.bins, stack=c.stack, layers=c.layers, hidden=c.width, projection=c.projection, dropout=c.dropout
+    )
+
+
+def _conv_rnnt(c: Config) -> ConvRnntConfig:
+    return ConvRnntConfig(
+        d_in=c.bins,
+        stack=c.stack,
+        channels=tuple(c.channels),
+        local=c.context,
+        width=c.context,
+        project=c.joint,
+        layers=c.layers,
+        hidden=c.width,
+        projection=c.projection,
+        dropout=c.dropout,
+    )
+
+
+def _conformer(c: Config) -> ConformerConfig:
+    return ConformerConfig(
+        d_in=c.bins,
+        channels=c.channels[0],
+        width=c.width,
+        layers=c.layers,
+        heads=c.heads,
+        kernel=c.kernel,
+        chunk=c.chunk or None,
+        left=c.left if c.chunk else None,
+        dropout=c.dropout,
+    )
+
+
+ENCODERS: dict[str, Callable[[Config], Any]] = {"lstm": _lstm, "conv_rnnt": _conv_rnnt, "conformer": _conformer}
+
+PREDICTORS: dict[str, Callable[[Config, int], Any]] = {
+    "lstm": lambda c, classes: LstmPredictorConfig(
+        vocab_size=classes, embedding=c.embedding, hidden=c.predictor_width, dropout=c.dropout
+    ),
+    "stateless": lambda c, classes: StatelessConfig(vocab_size=classes, embedding=c.embedding),
+}
+
+
+def model_config(config: Config, classes: int) -> TransducerConfig:
+    """The sizes of a config's model.
+
+    Args:
+      config: a config that `schema.check` has passed.
+      classes: labels of its units, the blank among them.
+
+    Returns:
+      The sizes.
+
+    Raises:
+      ValueError: if they do not fit each other.
+    """
+    c = config.speech
+    return TransducerConfig(
+        encoder=ENCODERS[c.encoder](c),
+        predictor=PREDICTORS[c.predictor](c, classes),
+        joint=c.joint,
+        simple=c.band > 0,
+        acoustic=c.acoustic > 0,
+    )
+
+
+def source(config: Config) -> prepared.Source:
+    """Where the utterances of a config come from: "commands", "an4" or a folder.
+
+    Raises:
+      FileNotFoundError: if there is no such corpus.
+      ValueError: if a list of it is malformed.
+    """
+    if config.data.source != "commands":
+        return sources.find_recordings(config.data.source)
+    c = config.speech
+    # The utterances of all runs are the same, whatever their seeds.
+    return Commands(seed=0, train=config.data.train_examples or 2000, low_snr=c.snr[0], high_snr=c.snr[1])
+
+
+def make_units(config: Config) -> units.CharacterUnits | units.PieceUnits:
+    """The units of a config, made of its training texts.
+
+    Raises:
+      FileNotFoundError: if the data set is missing.
+      ValueError: if it is too small, or the texts do not give so many pieces.
+    """
+    texts = [_train_split(config).texts[i] for i in range(_train_size(config))]
+    if config.speech.pieces:
+        return units.PieceUnits.train(texts, size=config.speech.pieces)
+    return units.CharacterUnits.of(texts)
+
+
+def save_units(config: Config, workdir: Path) -> None:
+    """Writes the units into the folder of a run of speech, so that it can be used without its data."""
+    if config.model.name == "transducer" and not any((workdir / name).exists() for name in UNITS):
+        made = make_units(config)
+        made.save(workdir / UNITS[isinstance(made, units.PieceUnits)])
+
+
+def load_units(workdir: Path) -> units.CharacterUnits | units.PieceUnits:
+    """The units in the folder of a run.
+
+    Raises:
+      FileNotFoundError: if there are none.
+    """
+    for name in UNITS:
+        if (workdir / name).exists():
+            return units.load_units(workdir / name)
+    raise FileNotFoundError(f"workdir: {workdir} has no units ({' or '.join(UNITS)}); is it a run of speech?")
+
+
+def filter_bank(config: Config) -> FilterBank:
+    """The features of a config."""
+    return FilterBank(bins=config.speech.bins)
+
+
+def make_task(config: Config, classes: int, statistics: tuple[np.ndarray, np.ndarray] | None = None) -> TransducerTask:
+    """The task of a config.
+
+    Args:
+      config: a config that `schema.check` has passed.
+      classes: labels of its units, the blank among them.
+      statistics: of the features, from which new weights start.
+
+    Returns:
+      The task; its batches hold pcm.
+    """
+    c = config.speech
+    masks = SpecAugment(
+        frequency_masks=c.frequency_masks,
+        frequency_width=c.frequency_width,
+        time_masks=c.time_masks,
+        time_width=c.time_width,
+        time_share=0.3,
+    )
+    return TransducerTask(
+        config=model_config(config, classes),
+        spec=TransducerSpec(fast_emit=float(c.fast_emit), delay_penalty=float(c.delay_penalty)),
+        acoustic=float(c.acoustic),
+        pruning=Pruning(band=c.band) if c.band else None,
+        front_end=partial(_front_end, filter_bank(config)),
+        augment=lambda x, frames, key: spec_augment(x, frames, key, masks),
+        statistics=statistics,
+    )
+
+
+def _front_end(bank: FilterBank, pcm: jax.Array) -> jax.Array:
+    return log_mel(pcm.astype(jnp.float32) / 32768, bank)
+
+
+class Loaded(NamedTuple):
+    """What `build` needs of a run of speech, beside the method.
+
+    Attributes:
+      task: the transducer.
+      params: weights before step 1.
+      zero_head: None: there is no head to begin with.
+      batches: training batches.
+      evaluation: evaluation batches by split.
+      steps_per_epoch: training batches of an epoch.
+    """
+
+    task: TransducerTask
+    params: Params
+    zero_head: None
+    batches: Batches
+    evaluation: dict[str, Any]
+    steps_per_epoch: int
+
+
+def load(config: Config, key: jax.Array, *, splits: Iterable[str], trained: Callable[[Params], Params]) -> Loaded:
+    """Loads the data of a config of speech and makes its model.
+
+    Args:
+      config: a config that `schema.check` has passed.
+      key: of the weights.
+      splits: evaluation splits to load.
+      trained: from the tree of a new model to the weights of the run that `config.model.weights` names.
+
+    Returns:
+      What `build` needs.
+
+    Raises:
+      ValueError: if an utterance holds a character that the training texts lack, or sizes do not fit.
+      FileNotFoundError: if the data set is missing.
+    """
+    c, bank, made = config.speech, filter_bank(config), make_units(config)
+    train = _train_split(config)
+    examples = _examples(train, made, _train_size(config), tuple(c.speeds))
+    buckets = plan_buckets(
+        examples.lengths,
+        examples.label_lengths,
+        count=c.buckets,
+        budget=c.seconds * RATE,
+        max_rows=config.data.batch_size,
+        multiple=RATE // 10,
+    )
+    evaluation = {}
+    for name in dict.fromkeys(("train", *splits)):
+        own = train if name == "train" else prepared.load(source(config), name)
+        size = _train_size(config) if name == "train" else len(own)
+        evaluation[name] = _evaluation(_examples(own, made, size, (100,)), config, bank)
+    task = make_task(config, made.size, statistics(evaluation["train"], bank))
+    params = task.init(key)
+    if config.model.weights:
+        params = trained(params)
+    rows = np.array([bucket.rows for bucket in buckets])
+    steps = np.sum(1 / rows[np.searchsorted([bucket.length for bucket in buckets], examples.lengths)])
+    training = _Training(batches.train_batches(examples, buckets, seed=config.seed), bank)
+    return Loaded(task, params, None, training, evaluation, max(round(float(steps)), 1))
+
+
+def _train_split(config: Config) -> prepared.Utterances:
+    return prepared.load(source(config), "train")
+
+
+def _train_size(config: Config) -> int:
+    """Utterances to train on: the first so many."""
+    size, wanted = len(_train_split(config)), config.data.train_examples
+    if wanted > size:
+        raise ValueError(f"config.data.train_examples is {wanted}; {config.data.source} has {size}")
+    return wanted or size
+
+
+def _examples(utterances: prepared.Utterances, made: units.Units, size: int, speeds: tuple[int, ...]) -> Examples:
+    """The first `size` utterances, at each of the speeds, in percent; id % size is the utterance."""
+    labels = [made.encode(text) for text in utterances.texts[:size]]
+    lengths = np.concatenate([-(-utterances.lengths[:size] * 100 // speed) for speed in speeds])
+
+    def x(index: int) -> np.ndarray:
+        speed, samples = speeds[index // size], utterances[index % size]["samples"]
+        if speed == 100:
+            return samples
+        return to_int16(resample(samples.astype(np.float32) / 32768, speed, 100))
+
+    return Examples(utterances.ids[:size] * len(speeds), lengths, labels * len(speeds), x)
+
+
+def _evaluation(examples: Examples, config: Config, bank: FilterBank) -> "_Evaluation":
+    buckets = plan_buckets(
+        examples.lengths,
+        examples.label_lengths,
+        count=2,
+        budget=EVAL_SECONDS * RATE,
+        max_rows=config.data.eval_batch_size,
+        multiple=RATE // 10,
+    )
+    return _Evaluation(batches.eval_batches(examples, buckets), bank)
+
+
+def _batch(batch: batches.Batch, bank: FilterBank) -> dict[str, Any]:
+    """A batch as the task takes it."""
+    frames = num_frames(batch["x_lengths"], bank)
+    names = ("labels", "label_lengths", "weight", "id")
+    return {"pcm": batch["x"], "frame_lengths": frames, **{name: batch[name] for name in names}}
+
+
+class _Training:
+    """Training batches; their place is that of the iterator below."""
+
+    def __init__(self, inner: Any, bank: FilterBank):
+        self._inner, self._bank = inner, bank
+
+    def __next__(self) -> Any:
+        return _batch(next(self._inner), self._bank)
+
+    def get_state(self) -> Any:
+        return self._inner.get_state()
+
+    def set_state(self, state: Any) -> None:
+        self._inner.set_state(state)
+
+
+class _Evaluation(Sequence[Any]):
+    """Evaluation batches, each made when it is read."""
+
+    def __init__(self, inner: Sequence[Any], bank: FilterBank):
+        self._inner, self._bank = inner, bank
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _batch(self._inner[index], self._bank)
+
+
+def statistics(found: Sequence[Any], bank: FilterBank) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each bin, over some of the batches.
+
+    Args:
+      found: batches with pcm; of many, some that are spread evenly.
+      bank: the features.
+
+    Returns:
+      (mean, deviation), float32 [bins].
+    """
+    front_end = jax.jit(partial(_front_end, bank))
+    chosen = sorted({int(i) for i in np.linspace(0, len(found) - 1, STATISTICS)})
+    count, total, squares = 0, np.zeros(bank.bins), np.zeros(bank.bins)
+    for index in chosen:
+        batch = found[index]
+        x = np.asarray(front_end(batch["pcm"]), np.float64)
+        x = x[(np.arange(x.shape[1]) < batch["frame_lengths"][:, None]) & (batch["weight"][:, None] > 0)]
+        count, total, squares = count + len(x), total + x.sum(0), squares + np.square(x).sum(0)
+    mean = total / max(count, 1)
+    deviation = np.sqrt(np.maximum(squares / max(count, 1) - np.square(mean), 0))
+    return mean.astype(np.float32), deviation.astype(np.float32)

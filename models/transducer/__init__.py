@@ -1,0 +1,1 @@
+"""Streaming neural transducers: encoders, predictors and joiners whose steps equal their whole-sequence calls."""

@@ -1,0 +1,276 @@
+"""Transducers as a task: what the training loop and the estimators see."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from models.transducer.joiner import join
+from models.transducer.model import BLANK, TransducerConfig, transducer
+from zojax.losses.transducer import (
+    TransducerSpec,
+    fused_transducer_loss,
+    loss_of_log_probs,
+    pruned_scales,
+    pruned_transducer_loss,
+)
+from zojax.train.task import Metrics
+
+__all__ = ["Pruning", "TransducerTask"]
+
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Training by the pruned loss (arXiv 2206.13236).
+
+    Attributes:
+      band: symbols a frame for which the full joiner is evaluated; 2 or more.
+      warmup: steps over which the simple loss hands over; they are counted by `step` of the batch.
+
+    Raises:
+      ValueError: if a number is too small.
+
+    Example:
+      >>> Pruning(band=5).warmup
+      2000
+    """
+
+    band: int
+    warmup: int = 2000
+
+    def __post_init__(self):
+        for name, least in (("band", 2), ("warmup", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"Pruning.{name} is {getattr(self, name)}; it must be {least} or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TransducerTask:
+    """The task of recognising speech with a transducer.
+
+        loss = sum_b w_b l_b / #{b: w_b > 0},    l_b = -ln P(labels_b | features_b) / max(labels of b, 1)
+
+    An utterance counts by its nats a label, so that a long one weighs no more than a short one. One that has no path at
+    all (more labels than a monotonic lattice or a band has room for) is left out and counted as `impossible`.
+
+    With `acoustic`, its weight, the loss has a second term, l_b of a transducer without predictor: a linear map of the
+    frames alone says the labels, one symbol a frame. A predictor that knows the sentences well is a local optimum in
+    which the frames are not listened to; this leads out of it. (Recipes add the loss of CTC for that, which differs in
+    that it merges repeated labels; this term, of the same lattice code, is ours.) It is no part of the evaluation.
+
+    A batch is a mapping of
+      `features` float [b, t, bins], or `pcm` float [b, samples] where there is a front end;
+      `frame_lengths` int32 [b]: frames of the features;
+      `labels` int32 [b, u] in [1, classes) (0 is the blank) and `label_lengths` int32 [b];
+      `weight` float32 [b], 0 for rows that only fill a batch up;
+      `step` int32 (), for the warm-up of the pruned loss alone; without it the warm-up is over.
+    Padding, in frames or labels, may hold anything.
+
+    Args:
+      config: the model.
+      chunk: frames of which logits exist at a time.
+      spec: variant of the loss; with `fast_emit` it is no loss for zeroth-order estimators (`spec.is_true_loss`).
+      acoustic: weight of the acoustic loss; needs `config.acoustic`.
+      pruning: train by the pruned loss; needs `config.simple`. Evaluation is by the exact loss in any case.
+      front_end: from pcm to features, whole batch at once.
+      augment: (features [t, bins], frames, key) -> features, for each utterance when `loss` is given a key.
+      statistics: (mean, standard deviation) of each bin over the training data, from which the encoder's first affine
+        map starts; None: it starts as the identity.
+      pretrained: the whole tree to start from, in place of a random one.
+
+    Raises:
+      ValueError: if a field does not fit.
+
+    Example:
+      >>> from models.transducer.lstm import LstmConfig
+      >>> from models.transducer.predictor import StatelessConfig
+      >>> words = StatelessConfig(vocab_size=5, embedding=4)
+      >>> config = TransducerConfig(encoder=LstmConfig(d_in=4, layers=1, hidden=8), predictor=words, joint=8)
+      >>> task = TransducerTask(config=config)
+      >>> batch = {"features": jnp.ones((2, 9, 4)), "frame_lengths": jnp.array([9, 6]), "weight": jnp.ones(2),
+      ...          "labels": jnp.array([[1, 2], [3, 0]]), "label_lengths": jnp.array([2, 1])}
+      >>> loss, metrics = task.loss(task.init(jax.random.key(0)), batch)
+      >>> bool(loss > 0), float(metrics["nats_per_label"][1])
+      (True, 3.0)
+    """
+
+    config: TransducerConfig
+    chunk: int = 16
+    spec: TransducerSpec = TransducerSpec()
+    acoustic: float = 0.0
+    pruning: Pruning | None = None
+    front_end: Callable[[Array], Array] | None = None
+    augment: Callable[[Array, Array, Array], Array] | None = None
+    statistics: tuple[Any, Any] | None = None
+    pretrained: Any = None
+
+    def __post_init__(self):
+        if self.chunk < 1:
+            raise ValueError(f"TransducerTask.chunk is {self.chunk}; it must be positive")
+        if (self.pruning is not None) != self.config.simple:
+            wanted = "True for the pruned loss" if self.pruning else "False: nothing trains its projections"
+            raise ValueError(f"TransducerConfig.simple is {self.config.simple}; it must be {wanted}")
+        if self.acoustic < 0 or (self.acoustic > 0) != self.config.acoustic:
+            raise ValueError(
+                f"TransducerTask.acoustic is {self.acoustic} and TransducerConfig.acoustic {self.config.acoustic}; "
+                "a weight above 0 and True, or 0 and False are needed"
+            )
+        bins = self.config.encoder.d_in
+        for name, value in zip(("mean", "standard deviation"), self.statistics or (), strict=False):
+            if jnp.shape(value) != (bins,):
+                raise ValueError(f"TransducerTask.statistics: {name} of shape {jnp.shape(value)}; ({bins},) is needed")
+
+    def init(self, key: Any) -> dict[str, Any]:
+        """The parameters to start from.
+
+        Args:
+          key: typed key; used only without pretrained weights.
+
+        Returns:
+          The tree of `Transducer`, in buffers of its own, so that a loop may donate them.
+        """
+        if self.pretrained is not None:
+            return jax.tree.map(lambda x: jnp.array(x, copy=True), self.pretrained)
+        model = transducer(self.config)
+        frames = 2 * model.encoder.stride
+        x, mask = jnp.zeros((1, frames, model.encoder.d_in)), jnp.ones((1, frames), bool)
+        params = jax.jit(model.init)(key, x, mask, jnp.zeros((1, 1), jnp.int32))["params"]
+        if self.statistics is not None:
+            mean, deviation = (jnp.asarray(value, jnp.float32) for value in self.statistics)
+            # A bin that never varies is left alone.
+            scale = 1 / jnp.where(deviation > 0, deviation, 1)
+            params["encoder"]["input"] = {"scale": scale, "bias": -mean * scale}
+        return params
+
+    def loss(self, params: Any, batch: Batch, *, key: Any = None) -> tuple[Float[Array, ""], Metrics]:
+        """The loss of the class's docstring, by the pruned loss where that is asked for.
+
+        Args:
+          params: the tree, of arrays or leaf types.
+          batch: as the class describes it.
+          key: of augmentation and dropout; None: neither.
+
+        Returns:
+          (loss in nats a label, float32; the metrics of `evaluate`, of what was trained on).
+        """
+        frames, lengths, symbols, labels = self._sides(params, batch, key)
+        if self.pruning is None:
+            nats = self._exact(params, frames, lengths, symbols, labels, batch)
+        else:
+            nats = self._pruned(params, frames, lengths, symbols, labels, batch)
+        if self.acoustic:
+            nats = nats + self.acoustic * self._acoustic(params, frames, lengths, labels, batch)
+        metrics = self._metrics(nats, batch)
+        rows = jnp.sum(jnp.asarray(batch["weight"]) > 0)
+        return metrics["loss"][0] / jnp.maximum(rows, 1).astype(jnp.float32), metrics
+
+    def evaluate(self, params: Any, batch: Batch) -> Metrics:
+        """Sums of the exact loss.
+
+        Args:
+          params: the tree.
+          batch: as the class describes it.
+
+        Returns:
+          {"loss": l_b over utterances, "nats_per_label": nats over labels, "impossible": share of utterances without a
+          path}, each (sum, weight), float32 scalars.
+        """
+        frames, lengths, symbols, labels = self._sides(params, batch, None)
+        return self._metrics(self._exact(params, frames, lengths, symbols, labels, batch), batch)
+
+    def features(self, batch: Batch) -> tuple[Float[Array, "b t bins"], Bool[Array, "b t"]]:
+        """The features of a batch, by the front end where it holds pcm, and their mask.
+
+        Args:
+          batch: as the class describes it.
+
+        Returns:
+          (features, mask).
+
+        Raises:
+          ValueError: if there are neither features nor a front end for pcm.
+        """
+        if "features" in batch:
+            x = jnp.asarray(batch["features"])
+        elif "pcm" in batch and self.front_end is not None:
+            x = self.front_end(jnp.asarray(batch["pcm"]))
+        else:
+            raise ValueError(f"batch has {', '.join(batch)}; it must have features, or pcm for a task with a front_end")
+        return x, jnp.arange(x.shape[1]) < jnp.asarray(batch["frame_lengths"])[:, None]
+
+    def _apply(self, method: str, params: Any, *args: Any, **options: Any) -> Any:
+        return transducer(self.config).apply({"params": params}, *args, method=method, **options)
+
+    def _sides(self, params, batch, key) -> tuple[Array, Array, Array, Array]:
+        """Frames with their lengths, and symbols with the labels, both of the joint width."""
+        x, mask = self.features(batch)
+        rngs = {}
+        if key is not None:
+            of_augment, rngs["dropout"] = (jax.random.fold_in(key, n) for n in range(2))
+            if self.augment is not None:
+                keys = jax.random.split(of_augment, x.shape[0])
+                x = jax.vmap(self.augment)(x, jnp.asarray(batch["frame_lengths"]), keys)
+        labels = jnp.asarray(batch["labels"])
+        real = jnp.arange(labels.shape[1]) < jnp.asarray(batch["label_lengths"])[:, None]
+        labels = jnp.where(real, labels, BLANK)
+        frames, mask = self._apply("encode", params, x, mask, rngs=rngs)
+        symbols = self._apply("predict", params, labels, rngs=rngs)
+        return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels
+
+    def _exact(self, params, frames, lengths: Int[Array, "b"], symbols, labels, batch) -> Float[Array, "b"]:
+        counts = jnp.asarray(batch["label_lengths"])
+        output = params["joiner"]["output"]
+        return fused_transducer_loss(
+            join, output, frames, symbols, labels, lengths, counts, blank=BLANK, chunk=self.chunk, spec=self.spec
+        )
+
+    def _acoustic(self, params, frames, lengths: Int[Array, "b"], labels, batch) -> Float[Array, "b"]:
+        log_p = jax.nn.log_softmax(self._apply("acoustic_logits", params, frames), axis=-1)
+        next_labels = jnp.pad(labels, ((0, 0), (0, 1)))[:, None]
+        log_label = jnp.take_along_axis(log_p, next_labels, axis=-1)
+        log_blank = jnp.broadcast_to(log_p[..., BLANK, None], log_label.shape)
+        counts = jnp.asarray(batch["label_lengths"])
+        nats = loss_of_log_probs(log_blank, log_label, lengths, counts, spec=TransducerSpec(monotonic=True))
+        # More labels than frames have no path of one symbol a frame, but one in the lattice of the loss proper.
+        return jnp.where(counts > lengths, 0, nats)
+
+    def _pruned(self, params, frames, lengths: Int[Array, "b"], symbols, labels, batch) -> Float[Array, "b"]:
+        assert self.pruning is not None
+        of_frames, of_symbols = self._apply("simple_logits", params, frames, symbols)
+        both = pruned_transducer_loss(
+            join,
+            params["joiner"]["output"],
+            frames,
+            symbols,
+            of_frames,
+            of_symbols,
+            labels,
+            lengths,
+            jnp.asarray(batch["label_lengths"]),
+            blank=BLANK,
+            band=self.pruning.band,
+            chunk=self.chunk,
+            spec=self.spec,
+        )
+        warmup = self.pruning.warmup
+        of_simple, of_pruned = pruned_scales(batch.get("step", warmup), warmup=warmup)
+        return of_simple * both.simple + of_pruned * both.pruned
+
+    def _metrics(self, nats: Float[Array, "b"], batch: Batch) -> Metrics:
+        weight = jnp.asarray(batch["weight"], jnp.float32)
+        counts = jnp.asarray(batch["label_lengths"]).astype(jnp.float32)
+        # No number takes part in a product with weight 0: inf and NaN would come through.
+        used = weight > 0
+        lost = used & jnp.isposinf(nats)
+        kept = jnp.where(used & ~lost, weight, 0)
+        nats = jnp.where(kept > 0, nats, 0)
+        return {
+            "loss": (jnp.sum(kept * nats / jnp.maximum(counts, 1)), jnp.sum(kept)),
+            "nats_per_label": (jnp.sum(kept * nats), jnp.sum(kept * counts)),
+            "impossible": (jnp.sum(jnp.where(lost, weight, 0)), jnp.sum(weight)),
+        }

@@ -1,0 +1,73 @@
+"""Relative attention against float64 loops, and the Conformer's sizes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.transducer import attention
+from models.transducer.attention import Attention
+from models.transducer.conformer import ConformerConfig, conformer_encoder
+from tests.models.transducer import oracles
+from tests.models.transducer.streams import Run, lengths_mask
+
+# float32 against float64: two softmaxes of scores near 1, sums of eight products.
+TOLERANCE = 5e-6
+
+
+@pytest.mark.parametrize(
+    ("chunk", "left", "sees"),
+    [
+        (None, None, lambda i, j: True),
+        (1, None, lambda i, j: j <= i),
+        (1, 2, lambda i, j: i - 2 <= j <= i),
+        (3, 2, lambda i, j: i // 3 * 3 - 2 <= j < i // 3 * 3 + 3),
+    ],
+)
+def test_attention(chunk, left, sees):
+    run = Run(Attention(8, 2, chunk=chunk, left=left), 9)
+    params = oracles.float64(run.variables["params"])
+    for length in (9, 5):
+        got = run.whole(run.x, lengths_mask(9, [9, length]))[1]
+        want = oracles.attention(run.x[1, :length].astype(np.float64), params, 2, sees)
+        np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 5), (3, 5), (4, 4)])
+def test_relative_takes_the_column_of_each_distance(queries, keys):
+    distances = np.arange(keys - 1, -queries, -1)
+    scores = jnp.broadcast_to(jnp.asarray(distances, jnp.float32), (2, queries, len(distances)))
+    got = np.asarray(attention.relative(scores, keys))
+    want = (np.arange(queries) + keys - queries)[:, None] - np.arange(keys)
+    np.testing.assert_array_equal(got, np.broadcast_to(want, got.shape))
+    np.testing.assert_allclose(attention.sinusoids(queries, keys, 2)[:, 0], np.sin(distances), atol=1e-6)
+
+
+def test_both_orders_of_the_products_agree():
+    """One row of one head and few frames take one order, many rows the other: what is seen must be the same."""
+    run = Run(Attention(8, 2, chunk=1, left=8), 9)
+    whole = run.whole(run.x, lengths_mask(9, [9, 9]))
+    steps = run.stream(run.x, lengths_mask(9, [9, 9]), [1] * 9)
+    np.testing.assert_allclose(steps, whole, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_latency_and_stride():
+    encoder = conformer_encoder(ConformerConfig(width=8, heads=2, layers=3, kernel=9, chunk=2, left=4, right=4))
+    # 3 blocks hold 4 frames back, each in chunks of 2, at 4 input frames each.
+    assert (encoder.stride, encoder.block, encoder.delay) == (4, 8, 12)
+    assert encoder.latency == 4 * (1 + 3 * 4) + 3
+
+
+def test_sizes_are_checked():
+    for options, message in (
+        ({"width": 10, "heads": 4}, r"ConformerConfig\.width is 10"),
+        ({"left": 4}, r"ConformerConfig\.left is 4 without a chunk"),
+        ({"chunk": 2, "left": 4, "right": 3}, r"ConformerConfig\.right is 3; it must be a multiple of chunk = 2"),
+        ({"right": 31}, r"ConformerConfig\.right is 31; it must be 0 to kernel - 1 = 30"),
+        ({"chunk": 0}, r"ConformerConfig\.chunk is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ConformerConfig(**options)
+    with pytest.raises(ValueError, match=r"Attention\.heads is 3"):
+        Attention(8, 3)
+    with pytest.raises(ValueError, match=r"Attention\.left is 2 without a chunk"):
+        Attention(8, 2, left=2)
