@@ -31,6 +31,7 @@ def get_config(method: str = "mazo") -> ml_collections.ConfigDict:
     c.multitask.tasks = TASKS
     c.multitask.quotas = (4, 4, 4, 4)
     c.multitask.dev_examples = 250
+    c.multitask.test_examples = 277  # all that RTE has
     c.method.name = "multi_task"
     c.method.num_samples = 4
     c.optimizer.learning_rate = 1e-5
@@ -49,6 +50,7 @@ def get_config(method: str = "mazo") -> ml_collections.ConfigDict:
         c.mask.kind = method if method in ("random", "magnitude") else "mazo"
         c.mask.gradient = "backward" if method == "mazo_backward" else "outputs"
         c.mask.keep = 0.2 if method == "lora_mazo" else 0.5
+        c.mask.examples, c.mask.num_probes = 64, 4  # 208 forwards of 64 rows: those of 104 steps
     if method == "adam":
         c.method.name, c.method.num_samples = "first_order", 1
         c.optimizer.name, c.optimizer.learning_rate = "adam", 2e-5

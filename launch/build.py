@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import optax
 
-from launch import multitask, prompted, protocols, quantization, schema, weights
+from launch import adapters, multitask, prompted, protocols, quantization, schema, speech, weights
 from launch.schema import Config
 from models.language import bert, hub, probe
 from models.language.classifier import TextClassifier
+from models.transducer import combine
 from zojax import directions, estimators, masks, precision, schedules, train
 from zojax.data import pipeline, sampling, text
 from zojax.data.tokenize import Tokenizer
@@ -137,6 +138,10 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         return _assemble(config, root, **multitask.load(config, jax.random.fold_in(root, 0))._asdict())
     if config.model.name == "prompted_lm":
         return _assemble(config, root, **prompted.load(config, jax.random.fold_in(root, 0))._asdict())
+    if config.model.name == "transducer":
+        trained = functools.partial(_trained, config.model.weights)
+        found = speech.load(config, jax.random.fold_in(root, 0), splits=splits, trained=trained)
+        return _assemble(config, root, **found._asdict())
     tokenizer = Tokenizer.from_folder(hub.resolve(config.model.source))
     rows = text.load(config.data.source, "train", num_classes=config.data.num_classes)
     if config.data.train_examples > len(rows):
@@ -167,7 +172,7 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         params |= {"encoder": _trained(config.model.weights, params)["encoder"]}
     zero_head = None
     # Before anything costly: a pattern that matches nothing ends the program here.
-    shapes = jax.eval_shape(lambda p, k: quantization.prepare(config, p, k), params, root)
+    shapes = jax.eval_shape(lambda p, k: _prepared(config, task, p, k), params, root)
     split(shapes, tuple(config.trainable))
     probabilities = None
     if config.model.head == "probe":
@@ -215,7 +220,8 @@ def _assemble(
     calibration: list[list[Any]] | None = None,
 ) -> Run:
     """Float weights and data made into a run."""
-    params = quantization.prepare(config, params, jax.random.fold_in(root, 3))
+    params = _prepared(config, task, params, jax.random.fold_in(root, 3))
+    batches, evaluation = adapters.with_prompt(config, task, batches, evaluation)
     trainable, frozen = split(params, tuple(config.trainable))
     chosen = None
     if calibration is not None:
@@ -246,6 +252,11 @@ def _assemble(
     )
 
 
+def _prepared(config: Config, task: Any, params: Params, key: jax.Array) -> Params:
+    """The weights from which a run starts: quantised, and with adapters, where the config asks for them."""
+    return adapters.add(config, task, quantization.prepare(config, params), key)
+
+
 def _trained(text: str, like: Params) -> Params:
     """Float weights that another run ended with. What it kept frozen is made as its config says, not read."""
     folder, which = weights.parse(text)
@@ -263,7 +274,8 @@ def _trained(text: str, like: Params) -> Params:
 def _stacked(trainable: Params) -> tuple[str, ...]:
     """Of the model's patterns those that matter to the trainable leaves: one without a leaf is an error."""
     paths = jax.tree.leaves(leaf_paths(trainable))
-    return tuple(pattern for pattern in bert.STACKED if any(re.search(pattern, path) for path in paths))
+    patterns = (*bert.STACKED, *combine.STACKED)
+    return tuple(pattern for pattern in patterns if any(re.search(pattern, path) for path in paths))
 
 
 def _tokenized(rows: Any, tokenizer: Tokenizer, config: Config) -> Any:
@@ -327,6 +339,8 @@ def make_method(
     described |= {"mask": multitask.digest(chosen)} if chosen is not None else {}
     description = json.dumps(described | {"steps": config.train.steps}, sort_keys=True)
     if config.method.name == "first_order":
+        if config.optimizer.clip_norm:
+            optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)
         method = train.first_order(task, optimizer, description=description, microbatches=config.train.microbatches)
         return method, optimizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli, schema
+from launch import cli, recognition, schema
 from launch.build import build
 from launch.weights import FOLDERS, find_weights, load_weights
 from zojax import train
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
         return cli.WRONG
     params = load_weights(path, run)
     metrics = train.evaluate(train.make_evaluate(run.task), params, run.frozen, run.evaluation[split])
+    metrics |= recognition.metrics(config, run, params, split)
     print(json.dumps({"split": split, "weights": which, "step": checkpoint.load_meta(path)["step"], **metrics}))
     return 0
 

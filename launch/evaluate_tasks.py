@@ -16,21 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from launch import cli, schema
+from launch.adapters import prompt_length
 from launch.build import build
 from launch.prompted import Checkpoint, answers, load_checkpoint, stop_tokens, widths
 from launch.weights import find_weights, load_weights
 from models.language import decode, metrics
 from models.language.prompted import PromptedLM
-from zojax import train
+from zojax import train, trees
+from zojax.adapters import prepend_prompt
 from zojax.data import tasks
 from zojax.data.tasks import PromptedTask
-from zojax.trees import merge
 
 
 class Request(NamedTuple):
@@ -170,8 +170,9 @@ def load(source: str) -> Checkpoint:
     if config.model.name != "prompted_lm":
         raise ValueError(f"{workdir}: config.model.name is {config.model.name!r}; it must be prompted_lm")
     run = build(config)
-    params = merge(load_weights(find_weights(workdir, "last"), run), run.frozen)
-    return load_checkpoint(config.model.source, dtype=config.model.dtype)._replace(params=params)
+    params = trees.merge(load_weights(find_weights(workdir, "last"), run), run.frozen)
+    base, prompt = load_checkpoint(config.model.source, dtype=config.model.dtype), prompt_length(config)
+    return base._replace(params=params, prompt=prompt, max_length=base.max_length - prompt)
 
 
 def evaluate(checkpoint: Checkpoint, task: PromptedTask, split: tasks.Split, request: Request) -> list[Record]:
@@ -236,9 +237,10 @@ def measure(
     else:
         examples = tasks.encode(task, rows, checkpoint.tokenizer, max_length=length, demonstrations=shown)
     objective = "answer" if task.kind == "generation" else "classification"
-    frozen = jax.tree.map(lambda leaf: None, checkpoint.params)
+    weights, frozen = trees.split(checkpoint.params, (".*",))
     batches = tasks.eval_batches(examples, batch_size=request.batch_size, max_length=length, buckets=widths(length))
-    found = train.evaluate(_program(checkpoint.model, objective), checkpoint.params, frozen, batches)
+    batches = [_prompted(checkpoint, batch) for batch in batches]
+    found = train.evaluate(_program(checkpoint.model, objective), weights, frozen, batches)
     if task.kind != "generation":
         return found
     return generated(checkpoint, task, rows, shown, request) | found
@@ -260,7 +262,7 @@ def generated(
         examples, batch_size=request.batch_size, max_length=length, buckets=widths(length), side="left"
     )
     references, f1, exact = {row["id"]: row["answers"] for row in rows}, 0.0, 0.0
-    for batch in batches:
+    for batch in (_prompted(checkpoint, batch) for batch in batches):
         tokens, mask = jnp.asarray(batch["tokens"][:, 0]), jnp.asarray(batch["mask"][:, 0])
         out = decode.generate(
             checkpoint.model,
@@ -276,6 +278,11 @@ def generated(
                 f1 += metrics.token_f1(text, references[row])
                 exact += metrics.exact_match(text, references[row])
     return {"f1": f1 / len(rows), "exact_match": exact / len(rows)}
+
+
+def _prompted(checkpoint: Checkpoint, batch: Any) -> Any:
+    """A batch with the tokens of the checkpoint's prompt, if it has one."""
+    return prepend_prompt(batch, checkpoint.config.vocab_size, checkpoint.prompt) if checkpoint.prompt else batch
 
 
 def line(*cells: Any) -> str:

@@ -80,7 +80,9 @@ def load(config: Config, key: jax.Array) -> Loaded:
     params, zero_head = task.init(key), None
     if config.model.head == "probe":
         zero_head = params["head"]
-        params = params | {"head": _probes(task, params, evaluation)}
+        few = {name: own.train[: config.model.head_examples or None] for name, own in splits.items()}
+        fitted = mixture.eval_batches(few, batch_size=data.eval_batch_size, **sizes)
+        params = params | {"head": _probes(task, params, {"train": fitted, "dev": evaluation["dev"]})}
     trains = {name: own.train for name, own in splits.items()}
     calibration = [
         mixture.eval_batches({name: own[: config.mask.examples]}, batch_size=data.eval_batch_size, **sizes)
@@ -105,17 +107,22 @@ def weights(config: Config) -> tuple[float, ...]:
     return tuple(float(weight) for weight in config.multitask.weights) or (1 / count,) * count
 
 
-def _probes(task: MultiTask, params: Params, evaluation: dict[str, list[Any]]) -> Params:
+def _probes(task: MultiTask, params: Params, batches: dict[str, list[Any]]) -> Params:
     features = jax.jit(task.features)
     found: dict[str, tuple[np.ndarray, ...]] = {}
     for split in ("train", "dev"):
-        parts = [(np.asarray(features(params, b)), b["label"], b["task"], b["weight"] > 0) for b in evaluation[split]]
+        parts = [(np.asarray(features(params, b)), b["label"], b["task"], b["weight"] > 0) for b in batches[split]]
         x, label, number, real = (np.concatenate(column) for column in zip(*parts, strict=True))
         found[split] = (x[real], label[real], number[real])
     heads = {}
     for number, own in enumerate(task.heads):
         width = None if own.is_pair else task.config.hidden_size
         pairs = [(x[of == number][:, :width], y[of == number]) for x, y, of in found.values()]
+        if len(np.unique(pairs[0][1])) < own.num_classes:
+            raise ValueError(
+                f"config.model.head_examples: among the first {len(pairs[0][1])} examples of {own.name} not every one "
+                f"of the {own.num_classes} classes is to be found: it must be larger"
+            )
         head = probe.choose_l2(*pairs[0], *pairs[1], num_classes=own.num_classes)[1]
         heads[own.name] = jax.tree.map(jnp.asarray, head)
     return heads

@@ -1,5 +1,6 @@
 """Language models for prompted tasks: a checkpoint with its tokenizer, and a config that trains one."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.schema import Config
-from models.language import hub, llama2c
+from models.language import hub, llama2c, metrics
 from models.language.bert import BertConfig
 from models.language.families import family_of
-from models.language.prompted import PromptedLM
+from models.language.prompted import GreedyReward, PromptedLM
 from zojax.data import tasks
 
 Params = Any
+
+NEW_TOKENS = 50
+"""The most tokens of an answer that is generated in training, as published (arXiv 2305.17333)."""
 
 
 class Checkpoint(NamedTuple):
@@ -28,7 +32,8 @@ class Checkpoint(NamedTuple):
       params: its tree.
       tokenizer: its tokenizer.
       masked: whether it fills in masked words, and does not continue texts.
-      max_length: the most tokens it can read.
+      max_length: the most tokens of a text that it can read.
+      prompt: tokens of a trained prompt in front of every text.
     """
 
     config: Any
@@ -37,6 +42,7 @@ class Checkpoint(NamedTuple):
     tokenizer: Any
     masked: bool
     max_length: int
+    prompt: int = 0
 
 
 def load_checkpoint(source: str, *, dtype: str = "float32") -> Checkpoint:
@@ -90,7 +96,7 @@ class Loaded(NamedTuple):
       steps_per_epoch: training batches of an epoch.
     """
 
-    task: PromptedLM
+    task: PromptedLM | GreedyReward
     params: Params
     zero_head: None
     batches: tasks.PromptBatches
@@ -101,31 +107,44 @@ class Loaded(NamedTuple):
 def load(config: Config, key: jax.Array) -> Loaded:
     """Loads the data and the model of a config that trains a language model on a prompted task.
 
-    `data.source` is a task's name, or a folder of that name with its files. The rows are those of `tasks.many_shot`:
-    `data.train_examples` to train on (0: the published 1,000), 500 for dev, 1,000 to test.
+    `data.source` is a task's name, or a folder of that name with its files. The rows are those of `tasks.few_shot`
+    with `data.shots` of a class; without shots those of `tasks.many_shot`: `data.train_examples` to train on (0: the
+    published 1,000), 500 for dev, 1,000 to test. Of a task whose answers are generated the loss is that of the right
+    answer's tokens or, with the objective "f1", one less the F1 of greedy answers.
 
     Raises:
-      ValueError: if there is no such task, or its answers are generated; or a file is malformed.
+      ValueError: if there is no such task, it has no such objective, there are too few rows, or a file is malformed.
       FileNotFoundError: if the data or the model is missing.
     """
     data = config.data
     source = Path(data.source)
     task = tasks.get_task(source.name)
-    if task.kind == "generation":
-        # What a run reports is an accuracy, and a generation has none.
-        raise ValueError(f"config.data.source is {data.source!r}, whose answers are generated; it must have candidates")
-    folder = None if source.name == data.source else source
+    generated = task.kind == "generation"
+    _check(config, generated)
     checkpoint = load_checkpoint(config.model.source, dtype=config.model.dtype)
     if data.max_length > checkpoint.max_length:
         raise ValueError(
             f"config.data.max_length is {data.max_length}; the model reads at most {checkpoint.max_length} tokens"
         )
+    folder = None if source.name == data.source else source
     training, held_out = (tasks.load_rows(task.name, split, folder) for split in ("train", "dev"))
-    split = tasks.many_shot(training, held_out, task, seed=config.seed, sizes=(data.train_examples or 1000, 500, 1000))
+    # Numbers that tell the rows of both files apart.
+    held_out = [{**row, "id": row["id"] + len(training)} for row in held_out]
+    if data.shots:
+        split = tasks.few_shot(training, held_out, task, data.shots, seed=config.seed)
+    else:
+        sizes = (data.train_examples or 1000, 500, 1000)
+        split = tasks.many_shot(training, held_out, task, seed=config.seed, sizes=sizes)
+    # Accuracy needs all candidates; the loss of multiple choice the right one alone.
+    teacher_forced = config.model.objective == "loss" and task.kind != "classification"
+    greedy = config.model.objective == "f1"
 
     def encoded(rows: Sequence[Any], *, train: bool = False) -> list[tasks.PromptExample]:
         if checkpoint.masked:
             return tasks.encode_masked(task, rows, checkpoint.tokenizer, max_length=data.max_length)
+        if greedy:
+            room = data.max_length - NEW_TOKENS
+            return tasks.encode_prompts(task, rows, checkpoint.tokenizer, max_length=room)
         return tasks.encode(task, rows, checkpoint.tokenizer, max_length=data.max_length, train=train)
 
     shape = {"max_length": data.max_length, "buckets": tuple(data.buckets) or None}
@@ -133,12 +152,18 @@ def load(config: Config, key: jax.Array) -> Loaded:
         name: tasks.eval_batches(encoded(rows), batch_size=data.eval_batch_size, **shape)
         for name, rows in split._asdict().items()
     }
-    # Accuracy needs all candidates; the loss of multiple choice the right one alone.
-    teacher_forced = config.model.objective == "loss" and task.kind == "multiple_choice"
-    objective = "accuracy" if config.model.objective == "accuracy" else "answer" if teacher_forced else "classification"
-    prompted = PromptedLM(
-        model=checkpoint.model, objective=objective, pretrained=checkpoint.params, dtype=config.model.dtype
-    )
+    shared = {"model": checkpoint.model, "pretrained": checkpoint.params, "dtype": config.model.dtype}
+    if greedy:
+        references = {row["id"]: row["answers"] for row in [*training, *held_out]}
+        prompted = GreedyReward(
+            reward=functools.partial(_f1, checkpoint.tokenizer, references),
+            max_new_tokens=NEW_TOKENS,
+            stop=stop_tokens(checkpoint.tokenizer),
+            **shared,
+        )
+    else:
+        objective = {"accuracy": "accuracy", "loss": "answer" if teacher_forced else "classification"}
+        prompted = PromptedLM(objective=objective[config.model.objective], **shared)
     batches = tasks.train_batches(
         encoded(split.train, train=teacher_forced),
         batch_size=data.batch_size,
@@ -148,6 +173,31 @@ def load(config: Config, key: jax.Array) -> Loaded:
     )
     steps = max(len(split.train) // data.batch_size, 1)
     return Loaded(prompted, prompted.init(key), None, batches, evaluation, steps)
+
+
+def _check(config: Config, generated: bool) -> None:
+    """Says which fields do not go with a task whose answers are, or are not, generated."""
+    right = ("loss", "f1") if generated else ("loss", "accuracy")
+    if config.model.objective not in right:
+        raise ValueError(
+            f"config.model.objective is {config.model.objective!r}; of {config.data.source!r} it must be "
+            f"{' or '.join(right)}"
+        )
+    if generated and config.train.keep_best == "accuracy":
+        raise ValueError("config.train.keep_best is 'accuracy'; generated answers have none: it must be loss or none")
+    if config.model.objective == "f1" and config.data.max_length <= NEW_TOKENS + 1:
+        raise ValueError(
+            f"config.data.max_length is {config.data.max_length}; {NEW_TOKENS} tokens of it are those of an answer"
+        )
+
+
+def _f1(
+    tokenizer: Any, references: dict[int, list[str]], tokens: np.ndarray, length: np.ndarray, ids: np.ndarray
+) -> np.ndarray:
+    """F1 of generated answers; 0 for rows that only fill a batch up."""
+    said = answers(tokenizer, tokens, length)
+    pairs = zip(said, ids.tolist(), strict=True)
+    return np.array([metrics.token_f1(text, references[i]) if i >= 0 else 0.0 for text, i in pairs], np.float32)
 
 
 def _llama2c(path: Path) -> Path | None:

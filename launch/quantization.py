@@ -1,4 +1,4 @@
-"""From the `quant` and `adapter` fields of a config to quantised weights, and to updates that stay on their grid."""
+"""From the `quant` fields of a config to quantised weights, and to updates that stay on their grid."""
 
 import dataclasses
 from typing import Any
@@ -7,10 +7,7 @@ import jax
 
 from launch.schema import Config
 from models.language import bert
-from models.language.adapters import add_adapters
 from zojax import quant, train
-from zojax.adapters.bottleneck import Bottleneck
-from zojax.adapters.lora import add_lora
 from zojax.estimators import Estimator
 from zojax.quant.straight_through import straight_through
 
@@ -23,15 +20,14 @@ def rules(config: Config) -> tuple[quant.Rule, ...]:
     return quant.profile_rules(profile, kernels=bert.KERNELS, tables=bert.TABLES, rest="")
 
 
-def prepare(config: Config, params: Params, key: jax.Array) -> Params:
-    """The weights from which a run starts: quantised, and with adapters beside, where the config asks for them.
+def prepare(config: Config, params: Params) -> Params:
+    """The weights from which a run starts: quantised, where the config asks for it.
 
     First-order training keeps float weights and quantises in its forward (`wrap_task`).
 
     Args:
       config: a config that `schema.check` has passed.
       params: float weights.
-      key: key of the adapters' start.
 
     Returns:
       The weights.
@@ -39,15 +35,9 @@ def prepare(config: Config, params: Params, key: jax.Array) -> Params:
     Raises:
       ValueError: if a pattern matches no leaf.
     """
-    if config.quant.profile != "none" and config.method.name != "first_order":
-        params = quant.quantize_tree(params, rules(config))
-    adapter = config.adapter
-    if not adapter.rank:
+    if config.quant.profile == "none" or config.method.name == "first_order":
         return params
-    if adapter.kind == "tensor_train":
-        encoder = add_adapters(params["encoder"], bert.ADAPTERS, Bottleneck(rank=adapter.rank), key=key)
-        return params | {"encoder": encoder}
-    return add_lora(params, tuple(adapter.where), rank=adapter.rank, alpha=float(adapter.alpha), key=key)
+    return quant.quantize_tree(params, rules(config))
 
 
 def keep_on_grid(config: Config, tx: Estimator, trainable: Params, key: jax.Array) -> Estimator:

@@ -52,6 +52,7 @@ FIELDS: dict[str, _Field] = {
     "data.source": _text(),
     "data.num_classes": _integer(2),
     "data.train_examples": _integer(0),  # the first so many; 0 for all
+    "data.shots": _integer(0),  # of prompted_lm: so many of a class to train on and for dev; 0 for train_examples
     "data.max_length": _integer(4),  # tokens
     "data.buckets": _Field(
         (tuple, list), lambda v: all(type(b) is int and b > 0 for b in v), "a tuple of padded lengths, or ()"
@@ -61,8 +62,9 @@ FIELDS: dict[str, _Field] = {
     "data.sampling": _choice("uniform", "importance"),  # importance: by the probe's error on each example
     "data.batch_size": _integer(1),
     "data.eval_batch_size": _integer(1),
-    "model.name": _choice("bert_classifier", "prompted_lm"),  # prompted_lm: data.source is a task of zojax.data.tasks
-    "model.objective": _choice("loss", "accuracy"),  # of prompted_lm; accuracy has no gradient
+    # prompted_lm: data.source is a task of zojax.data.tasks; transducer: "commands", "an4" or a folder of speech
+    "model.name": _choice("bert_classifier", "prompted_lm", "transducer"),
+    "model.objective": _choice("loss", "accuracy", "f1"),  # of prompted_lm; the last two have no gradient
     "model.source": _text(),  # "minilm", a folder or a hub id
     # A run whose weights take the place of the source's, but for the head: "" or "runs/x" or "runs/x:best".
     "model.weights": _Field((str,), lambda v: True, "the folder of a run, or nothing"),
@@ -129,8 +131,47 @@ FIELDS: dict[str, _Field] = {
     "mask.beta": _number(inclusive=True),  # share of the magnitudes
     "mask.learning_rate": _number(),  # of the greedy score's step
     "mask.damping": _number(),  # share of the Hessian's mean diagonal
-    "adapter.kind": _choice("lora", "tensor_train"),  # tensor_train: AdaZeta's bottlenecks, in their own places
-    "adapter.rank": _integer(0),  # 0 for no adapters
+    # tensor_train: AdaZeta's bottlenecks, in their own places; prefix: keys and values that every token sees, in every
+    # layer; prompt: tokens in front of every text
+    "speech.bins": _integer(1),  # of the log-Mel features
+    "speech.pieces": _integer(0),  # of a sentencepiece model of the training texts; 0: characters
+    "speech.speeds": _Field(
+        (tuple, list), lambda v: len(v) > 0 and all(type(n) is int and 50 <= n <= 200 for n in v), "a tuple of percents"
+    ),  # at which each training utterance is heard
+    "speech.snr": _Field(
+        (tuple, list), lambda v: len(v) == 2 and all(type(n) is int for n in v), "a pair of dB, least and greatest"
+    ),  # of "commands"
+    "speech.seconds": _integer(1),  # of a training batch, with padding
+    "speech.buckets": _integer(1),  # shapes of training batches
+    "speech.frequency_masks": _integer(0),
+    "speech.frequency_width": _integer(0),  # bins
+    "speech.time_masks": _integer(0),
+    "speech.time_width": _integer(0),  # frames
+    "speech.encoder": _choice("lstm", "conv_rnnt", "conformer"),
+    "speech.stack": _integer(1),  # frames joined to one, of lstm and conv_rnnt
+    "speech.layers": _integer(1),
+    "speech.width": _integer(1),  # cells of the LSTM layers, width of the Conformer's
+    "speech.projection": _integer(0),  # of the LSTM layers; 0 for none
+    "speech.dropout": _Field((float, int), lambda v: 0 <= v < 1, "a rate, in [0, 1)"),
+    # Channels of the convolutions: four of conv_rnnt, one number for both of conformer.
+    "speech.channels": _Field(
+        (tuple, list), lambda v: len(v) in (1, 4) and all(type(n) is int and n > 0 for n in v), "1 or 4 channels"
+    ),
+    "speech.context": _integer(1),  # width of conv_rnnt's local and global encoders
+    "speech.heads": _integer(1),  # of conformer, as the three that follow
+    "speech.kernel": _integer(1),
+    "speech.chunk": _integer(0),  # encoder frames that see one another; 0: the whole utterance, which does not stream
+    "speech.left": _integer(0),  # encoder frames before the chunk that a frame sees
+    "speech.predictor": _choice("lstm", "stateless"),
+    "speech.embedding": _integer(1),
+    "speech.predictor_width": _integer(1),  # of lstm
+    "speech.joint": _integer(1),
+    "speech.band": _integer(0),  # symbols a frame of the pruned loss; 0: the exact loss
+    "speech.acoustic": _number(inclusive=True),  # weight of a loss by the frames alone
+    "speech.fast_emit": _number(inclusive=True),  # first_order alone
+    "speech.delay_penalty": _number(inclusive=True),
+    "adapter.kind": _choice("lora", "tensor_train", "prefix", "prompt"),
+    "adapter.rank": _integer(0),  # of prefix and prompt the number of tokens; 0 for no adapters
     "adapter.alpha": _number(),  # of lora, as is `where`
     "adapter.where": _Field(
         (tuple, list), lambda v: len(v) > 0 and all(isinstance(p, str) for p in v), "a tuple of patterns, at least one"
@@ -140,6 +181,7 @@ FIELDS: dict[str, _Field] = {
     "optimizer.schedule": _choice("constant", "linear", "cosine"),
     "optimizer.warmup_steps": _integer(0),
     "optimizer.weight_decay": _number(inclusive=True),  # of adamw
+    "optimizer.clip_norm": _number(inclusive=True),  # of first_order's gradient; 0 for none
     "optimizer.rounding": _choice("none", "stochastic", "compensated"),
     "train.steps": _integer(0),
     "train.eval_every": _integer(0),  # 0 for none
@@ -216,22 +258,68 @@ def _check_together(config: Config) -> None:
             f"config.optimizer.weight_decay is {config.optimizer.weight_decay}; {config.optimizer.name} has "
             "none, so it must be 0, or the optimizer adamw"
         )
+    if config.adapter.kind == "prompt" and config.adapter.rank:
+        if config.data.packed_rows:
+            raise ValueError(f"config.data.packed_rows is {config.data.packed_rows}; with a prompt it must be 0")
+        if config.method.name == "mezo_svrg":
+            raise ValueError("config.method.name is 'mezo_svrg'; with a prompt it must be another")
     _check_per_example(config)
     _check_tasks(config)
     _check_quantized(config)
     _check_prompted(config)
+    _check_speech(config)
+
+
+def _check_speech(config: Config) -> None:
+    """What goes with a transducer."""
+    method, speech = config.method, config.speech
+    if config.optimizer.clip_norm and method.name != "first_order":
+        raise ValueError(
+            f"config.optimizer.clip_norm is {config.optimizer.clip_norm}; {method.name} has clip_projected, and it "
+            "must be 0"
+        )
+    if config.model.name != "transducer":
+        return
+    if method.name in ("per_example", "grzo", "mezo_svrg", "multi_task"):
+        raise ValueError(f"config.method.name is {method.name!r}; with a transducer it must be another")
+    if speech.fast_emit and method.name != "first_order":
+        raise ValueError(
+            f"config.speech.fast_emit is {speech.fast_emit}; it changes a gradient and no loss: with {method.name} it "
+            "must be 0"
+        )
+    if len(speech.channels) != (4 if speech.encoder == "conv_rnnt" else 1):
+        raise ValueError(
+            f"config.speech.channels is {tuple(speech.channels)}; four numbers with conv_rnnt, else one, are needed"
+        )
+    for name, value, needed in (
+        ("model.head", config.model.head, "zero"),
+        ("data.packed_rows", config.data.packed_rows, 0),
+        ("data.sampling", config.data.sampling, "uniform"),
+        ("quant.profile", config.quant.profile, "none"),
+        ("train.microbatches", config.train.microbatches, 1),
+        ("multitask.tasks", tuple(config.multitask.tasks), ()),
+    ):
+        if value != needed:
+            raise ValueError(f"config.{name} is {value!r}; with config.model.name='transducer' it must be {needed!r}")
+    if config.train.keep_best == "accuracy":
+        raise ValueError("config.train.keep_best is 'accuracy', which a transducer has not; it must be loss or none")
 
 
 def _check_prompted(config: Config) -> None:
     """What goes with a language model that answers prompts."""
     model, method = config.model, config.method
     if model.name != "prompted_lm":
-        if model.objective != "loss":
-            raise ValueError(f"config.model.objective is {model.objective!r}; with {model.name} it must be 'loss'")
+        for name, value, needed in (("model.objective", model.objective, "loss"), ("data.shots", config.data.shots, 0)):
+            if value != needed:
+                raise ValueError(f"config.{name} is {value!r}; with {model.name} it must be {needed!r}")
         return
-    if model.objective == "accuracy" and method.name == "first_order":
+    if config.data.shots and config.data.train_examples:
         raise ValueError(
-            "config.model.objective is 'accuracy', which has no gradient; with first_order it must be 'loss'"
+            f"config.data.shots is {config.data.shots} and train_examples {config.data.train_examples}; one must be 0"
+        )
+    if model.objective != "loss" and method.name == "first_order":
+        raise ValueError(
+            f"config.model.objective is {model.objective!r}, which has no gradient; with first_order it must be 'loss'"
         )
     if method.name == "mezo_svrg":
         raise ValueError("config.method.name is 'mezo_svrg'; with config.model.name='prompted_lm' it must be another")
@@ -273,7 +361,6 @@ def _check_tasks(config: Config) -> None:
     if len(weights) not in (0, len(tasks)):
         raise ValueError(f"config.multitask.weights is {weights}; it must be one for each of {len(tasks)} tasks, or ()")
     for name, value, needed in (
-        ("model.head_examples", config.model.head_examples, 0),
         ("model.weights", config.model.weights, ""),
         ("data.length_grouped", config.data.length_grouped, False),
         ("data.packed_rows", config.data.packed_rows, 0),

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, multitask, schema
+from launch import cli, multitask, recognition, schema, speech
 from launch.build import Run, build
 from launch.quantization import noise_line
 from launch.schema import Config
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         return cli.WRONG
     workdir.mkdir(parents=True, exist_ok=True)
     schema.save(workdir, config)
+    speech.save_units(config, workdir)
     print(plan(config, run), flush=True)
     try:
         result = fit(config, run, workdir)
@@ -108,8 +109,12 @@ def weights(tree: Any) -> int:
 def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
     """Accuracy and loss on the test split where training began and where it ended, and how much has moved.
 
+    Of a transducer: word error rates.
+
     Writes the last and the best weights' metrics to eval.jsonl, as `launch.eval` prints them.
     """
+    if config.model.name == "transducer":
+        return recognition.table(config, run, workdir, result)
     program = train.make_evaluate(run.task)
     base = checkpoint.load(workdir / "base", result.params)
     records: list[dict[str, Any]] = []
@@ -135,11 +140,12 @@ def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
         rows.append((f"{config.method.name}, best on dev: step {step}", measure(best, run.frozen, "best", step)))
     (workdir / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     width = max(len(name) for name, _ in rows)
-    lines = [f"{'on test':<{width}}  accuracy    loss"]
-    lines += [
-        f"{name:<{width}}  {value['accuracy']:8.4f}  {value['loss']:6.4f}{multitask.columns(config, value)}"
-        for name, value in rows
-    ]
+    # Answers that are generated have a reward, or the loss alone.
+    columns = {name: max(len(name), 6) for name in ("accuracy", "reward", "loss") if name in rows[0][1]}
+    lines = ["  ".join([f"{'on test':<{width}}", *(f"{name:>{size}}" for name, size in columns.items())])]
+    for name, value in rows:
+        cells = [f"{value[column]:{size}.4f}" for column, size in columns.items()]
+        lines.append("  ".join([f"{name:<{width}}", *cells]) + multitask.columns(config, value))
     pairs = zip(jax.tree.leaves(base), jax.tree.leaves(result.params), strict=True)
     moved = sum(int(np.sum(np.asarray(a) != np.asarray(b))) for a, b in pairs)
     trained, total = weights(run.params), weights(run.params) + weights(run.frozen)

@@ -11,7 +11,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from launch.bench import estimators, mezo_torch, noise, quzo_statistics, quzo_step, transducer_loss, zo_step
+from launch.bench import (
+    estimators,
+    mezo_torch,
+    noise,
+    quzo_statistics,
+    quzo_step,
+    tensor_train,
+    transducer_loss,
+    zo_step,
+)
 from launch.bench._harness import Record, environment
 
 BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
@@ -22,6 +31,7 @@ BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
     "quzo_step": quzo_step.run,
     "transducer_loss": transducer_loss.run,
     "estimators": estimators.run,
+    "tensor_train": tensor_train.run,
 }
 
 

@@ -78,10 +78,7 @@ def add_adapters(params: Params, names: tuple[str, ...], adapter: Bottleneck, *,
 def add_prefix(params: Params, key: Float[Array, "layers p kv d"], value: Float[Array, "layers p kv d"]) -> Params:
     """Gives every layer keys and values that each query sees beside those of the tokens (prefix tuning).
 
-    To start from those of real tokens, which MeZO does, run p tokens through the model: for a causal model,
-
-        _, cache = model.apply(variables, tokens, mask, model.empty_cache(1, p), method="hidden")
-        params = add_prefix(params, cache.key[:, 0], cache.value[:, 0])
+    `models.language.prefixes` has those of real tokens, at which MeZO starts.
 
     Args:
       params: the tree of `Bert`, `Llama` or `Opt`.

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from launch import cli, evaluate_tasks, train
+from launch import cli, evaluate_tasks, prompted, schema, train
 from launch.prompted import answers, load_checkpoint, stop_tokens, widths
 from models.language import decode
 from zojax.data import tasks
@@ -118,9 +119,11 @@ def test_the_table_and_the_lines_of_a_causal_model(llama, data, tmp_path, capsys
     assert {"f1", "exact_match", "loss"} <= records[4].keys()
 
 
-def test_a_run_is_evaluated_with_the_weights_that_it_ended_with(llama, data, tiny, tmp_path, capsys):
+@pytest.mark.parametrize("prompt", [0, 3])
+def test_a_run_is_evaluated_with_the_weights_that_it_ended_with(llama, data, tiny, tmp_path, capsys, prompt):
     fields = {name: dict(value) if isinstance(value, dict) else value for name, value in tiny.items()}
-    fields["trainable"] = (r"norm/scale$",)
+    fields["trainable"] = (r"norm/scale$",) if not prompt else (r"word/prompt$",)
+    fields["adapter"] |= {"kind": "prompt", "rank": prompt}
     fields["data"] |= {"source": str(data / "sst2"), "max_length": 16, "batch_size": 2, "eval_batch_size": 6}
     fields["model"] = {
         "name": "prompted_lm",
@@ -148,16 +151,71 @@ def test_a_run_is_evaluated_with_the_weights_that_it_ended_with(llama, data, tin
     # The same rows, weights and program; other batches only in the order of their rows.
     assert record["accuracy"] == pytest.approx(test["accuracy"])
     assert record["loss"] == pytest.approx(test["loss"], rel=1e-5)
-    base = load_checkpoint(str(llama))
-    untrained = evaluate_tasks.load(str(workdir)).params
-    moved = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (base.params, untrained)), strict=True)]
-    assert any(moved)
+    base, trained = load_checkpoint(str(llama)), evaluate_tasks.load(str(workdir))
+    assert base.max_length - trained.max_length == trained.prompt == prompt
+    if prompt:
+        np.testing.assert_array_equal(trained.params["embeddings"]["word"].base, base.params["embeddings"]["word"])
+    else:
+        assert not np.array_equal(base.params["norm"]["scale"], trained.params["norm"]["scale"])
     # A run of a classifier answers no prompts.
     config = json.loads((workdir / "config.json").read_text())
     config["model"] |= {"name": "bert_classifier", "objective": "loss"}
     (workdir / "config.json").write_text(json.dumps(config))
     assert run(f"--checkpoint={workdir}", f"--data={data}", "--tasks=sst2") == cli.WRONG
     assert "config.model.name is 'bert_classifier'; it must be prompted_lm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "objective", "columns"),
+    [("squad", "loss", ["loss"]), ("squad", "f1", ["reward", "loss"]), ("sst2", "loss", ["accuracy", "loss"])],
+)
+def test_generated_answers_and_few_shots_are_trained_on(llama, data, tiny, tmp_path, capsys, task, objective, columns):
+    shutil.copytree(data / task, tmp_path / task)
+    if task == "squad":  # rows that are not those of the test
+        rows = [{"context": "dull film", "question": f"rain {i}", "answers": ["so dull"]} for i in range(4)]
+        (tmp_path / task / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {name: dict(value) if isinstance(value, dict) else value for name, value in tiny.items()}
+    fields["trainable"] = (r"norm/scale$",)
+    fields["data"] |= {"source": str(tmp_path / task), "max_length": 64, "batch_size": 1, "eval_batch_size": 4}
+    fields["data"]["shots"] = 1
+    fields["model"] |= {"name": "prompted_lm", "source": str(llama), "head": "zero", "objective": objective}
+    fields["method"] |= {"num_samples": 1}
+    fields["train"] |= {"steps": 1, "eval_every": 0, "checkpoint_every": 0, "keep_best": "loss"}
+    file, workdir = tmp_path / "config.py", tmp_path / "run"
+    file.write_text(f"import ml_collections\n\ndef get_config():\n    return ml_collections.ConfigDict({fields!r})\n")
+    assert train.main(["train", f"--config={file}", f"--workdir={workdir}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("on test"))
+    assert lines[start].split()[2:] == columns
+    if objective == "f1":  # a loss is what the reward leaves
+        reward, loss = map(float, lines[start + 1].split()[-2:])
+        assert reward + loss == pytest.approx(1, abs=2e-4)  # each is rounded to 4 digits
+
+
+@pytest.mark.parametrize(
+    ("task", "section", "changes", "message"),
+    [
+        ("squad", "model", {"objective": "accuracy"}, "config.model.objective is 'accuracy'; of .*loss or f1"),
+        ("sst2", "model", {"objective": "f1"}, "config.model.objective is 'f1'; of .*loss or accuracy"),
+        ("squad", "train", {"keep_best": "accuracy"}, "generated answers have none"),
+        ("sst2", "data", {"shots": 9}, "of the class .* of sst2 there are"),
+        ("sst2", "data", {"shots": 1, "train_examples": 2}, "one must be 0"),
+    ],
+)
+def test_what_a_prompted_run_is_refused(llama, data, tiny, task, section, changes, message):
+    fields = {name: dict(value) if isinstance(value, dict) else value for name, value in tiny.items()}
+    fields["data"] |= {"source": str(data / task), "max_length": 64}
+    fields["model"] |= {"name": "prompted_lm", "source": str(llama), "head": "zero"}
+    fields["train"]["keep_best"] = "loss"
+    fields[section] |= changes
+    config = ml_collections.ConfigDict(fields)
+
+    def made():
+        schema.check(config)
+        return prompted.load(config, jax.random.key(0))
+
+    with pytest.raises(ValueError, match=message):
+        made()
 
 
 def test_the_majority_is_that_of_the_training_rows():

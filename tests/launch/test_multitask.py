@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import replay, schema, train
+from launch import multitask, replay, schema, train
 from launch.build import build
 from tests.launch.conftest import CONFIG, WORDS
 from zojax.masks import unpack_mask
@@ -94,6 +94,19 @@ def test_masks_follow_from_the_config(fields):
     found = [described(kind=kind) for kind in ("magnitude", "magnitude", "random", "none")]
     assert found[0] == found[1] != found[2]
     assert found[3] is None
+
+
+def test_heads_of_few_examples_are_fitted_to_the_first(fields):
+    def heads(count):
+        made = copy.deepcopy(fields)
+        made["model"]["head_examples"] = count
+        return multitask.load(ml_collections.ConfigDict(made), jax.random.key(0)).params["head"]
+
+    every, all_of_21, first_8 = (jax.tree.leaves(heads(count)) for count in (0, 21, 8))
+    jax.tree.map(np.testing.assert_array_equal, every, all_of_21)
+    assert not any(np.array_equal(a, b) for a, b in zip(every, first_8, strict=True))
+    with pytest.raises(ValueError, match="head_examples: among the first 1 examples of sst2"):
+        heads(1)
 
 
 @pytest.mark.parametrize(
