@@ -47,11 +47,12 @@ lint: env ## Style, format and types
 
 # torch stays out of uv.lock. On Linux its default wheel brings gigabytes of CUDA; pip prefers a CPU build of this
 # version ("2.13.0+cpu") wherever PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL offer one.
-parity-env: env ## Add torch and transformers to .venv, for `make parity`
-	$(RUN) -m pip install torch==2.13.0 transformers
+parity-env: env ## Add torch, transformers and ai-edge-litert to .venv, for `make parity`
+	$(RUN) -m pip install torch==2.13.0 transformers ai-edge-litert==2.3.0
 
-parity: env ## Compare with the PyTorch implementations, side by side
+parity: env ## Compare with the PyTorch implementations and an integer runtime, side by side
 	$(RUN) -m launch.parity
+	$(RUN) -m launch.parity_integers
 
 bench: env ## Run one benchmark of launch/bench: NAME=noise
 	$(RUN) -m launch.bench $(NAME)
