@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from tests.kernels.lowering import lower_for_cuda, lower_for_tpu
+from tests.kernels.lowering import interpreted, lower_for_cuda, lower_for_tpu
 from zojax import random
 from zojax.directions import Gaussian, Rademacher
 from zojax.kernels.perturbed_matmul import gpu, perturbed_matmul, reference, tpu
@@ -28,12 +28,13 @@ LEAF, START = (3, 500, 400), (2, 37, 11)  # the tile starts at bit 5 of a word o
 
 
 def run(name, x, w, scale, *, direction="signs", w_scale=None, full_shape=None, start=None, key=KEY):
-    """A kernel in interpret mode; the key is an argument, since XLA folds normals of a constant key differently."""
+    """A kernel, in interpret mode but on its hardware; the key is an argument, since XLA folds normals of a constant key differently."""
     options = dict(direction=direction, full_shape=tuple(full_shape or w.shape))
     if name == "reference":
         call = functools.partial(reference.perturbed_matmul, **options)
     else:
-        call = functools.partial(BACKENDS[name.split()[0]].run, **options, config=CONFIGS[name], interpret=True)
+        module = BACKENDS[name.split()[0]]
+        call = functools.partial(module.run, **options, config=CONFIGS[name], interpret=interpreted(module))
     start = None if start is None else jnp.asarray(start, jnp.uint32)
     return jax.jit(call)(x, w, random.key_words(key), jnp.float32(scale), w_scale, start)
 
@@ -140,8 +141,13 @@ def test_noise_is_that_of_random(name, direction, dtype, leaf, start):
     size = (1,) * (len(leaf) - 2) + (200, 150)
     z = jnp.asarray(sample(direction, leaf, start, size)).astype(dtype).astype(jnp.float32)
     up, down = seen(name, size, dtype, direction=direction, full_shape=leaf, start=start)
-    np.testing.assert_array_equal(up, z)
-    np.testing.assert_array_equal(down, -z)
+    np.testing.assert_array_equal(down, -up)
+    if direction != "normal" or name == "reference" or interpreted(BACKENDS[name]):
+        np.testing.assert_array_equal(up, z)
+    else:
+        # A kernel's logarithm is another than XLA's on the same hardware: 4 units in the last place each, or the other
+        # neighbour in bfloat16.
+        np.testing.assert_allclose(up, z, rtol=1e-6 if dtype == jnp.float32 else 2.0**-7)
 
 
 @pytest.mark.parametrize("direction", ["signs", "rademacher"])

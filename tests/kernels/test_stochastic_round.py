@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.lowering import lower_for_cuda, lower_for_tpu
+from tests.kernels.lowering import interpreted, lower_for_cuda, lower_for_tpu
 from zojax import random
 from zojax.kernels.stochastic_round import gpu, reference, stochastic_round, tpu
 
@@ -88,7 +88,7 @@ def test_kernels_equal_the_definition(config, scale_shape):
         args = (x, scale, words, jnp.asarray(start, jnp.uint32))
         options = dict(low=-100, high=100, shape=shape)
         assert module.supported(*args, **options, config=config) is None
-        codes = module.run(*args, **options, config=config, interpret=True)
+        codes = module.run(*args, **options, config=config, interpret=interpreted(module))
         # noise: the same words for every tiling, and so the same bits
         np.testing.assert_array_equal(codes, reference.stochastic_round(*args, **options))
 
@@ -107,11 +107,11 @@ def test_kernels_lower(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_operator_gives_its_kernels_the_right_matrix(name, monkeypatch):
-    # the public function with each kernel in interpret mode, on arrays of all ranks, tiles and scales
+    # the public function with each kernel on arrays of all ranks, tiles and scales
     module = MODULES[name]
-    interpreted = functools.partial(module.run, interpret=True)
+    kernel = functools.partial(module.run, interpret=interpreted(module))
     called = []
-    monkeypatch.setattr(module, "run", lambda *a, **options: called.append(1) or interpreted(*a, **options))
+    monkeypatch.setattr(module, "run", lambda *a, **options: called.append(1) or kernel(*a, **options))
     for shape, start, size, scale_shape in [
         ((), (), (), ()),
         ((11,), (3,), (5,), (5,)),
@@ -161,8 +161,9 @@ def test_vmap_equals_a_loop():
 def test_kernels_under_vmap(name):
     module, words = MODULES[name], random.key_words(KEY)
     x = values((2, 20, 30))
-    f = functools.partial(module.run, low=-9, high=9, shape=(20, 30), config=module.Config(), interpret=True)
-    define = functools.partial(reference.stochastic_round, low=-9, high=9, shape=(20, 30))
+    options = dict(low=-9, high=9, shape=(20, 30))
+    f = functools.partial(module.run, config=module.Config(), interpret=interpreted(module), **options)
+    define = functools.partial(reference.stochastic_round, **options)
     origin, one = jnp.zeros(2, jnp.uint32), jnp.ones((1, 1))
     two = (jnp.stack([words[0], words[1]]), jnp.stack([words[1], words[0]]))
     codes = jax.vmap(lambda x, a, b: f(x, one, (a, b), origin))(x, *two)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.kernels.lowering import lower_for_cuda, lower_for_tpu
+from tests.kernels.lowering import interpreted, lower_for_cuda, lower_for_tpu
 from zojax.kernels.transducer_lattice import backward, forward, gpu, reference, tpu
 from zojax.losses.transducer import TransducerSpec, transducer_loss
 
@@ -91,12 +91,12 @@ def test_kernels_equal_the_definition(config, size):
     assert module.supported(rows, end, last, **options) is None
     define = functools.partial(reference.forward, arcs=ARCS, semiring="sum", keep=True)
     expected, shares = jax.jit(define)(rows, end, last)
-    total, found = module.forward(rows, end, last, semiring="sum", keep=True, interpret=True, **options)
+    total, found = module.forward(rows, end, last, semiring="sum", keep=True, interpret=interpreted(module), **options)
     # The same operations in the same order; XLA may contract them otherwise: an ulp of a log near 10, of a share.
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     for a, b in zip(found, shares, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-7)
-    flows = module.backward(shares, end, last, interpret=True, **options)
+    flows = module.backward(shares, end, last, interpret=interpreted(module), **options)
     for a, b in zip(flows, jax.jit(functools.partial(reference.backward, arcs=ARCS))(shares, end, last), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-7)
     assert np.isfinite(total[1])
@@ -105,9 +105,10 @@ def test_kernels_equal_the_definition(config, size):
 @pytest.mark.parametrize("name", MODULES)
 def test_shares_are_optional(name):
     rows, end, last = problem(steps=5, batch=2, symbols=3)
-    run = functools.partial(MODULES[name].forward, rows, end, last, arcs=ARCS, semiring="sum", interpret=True)
-    total, none = run(keep=False, config=MODULES[name].Config())
-    np.testing.assert_array_equal(total, run(keep=True, config=MODULES[name].Config())[0])
+    module, options = MODULES[name], dict(arcs=ARCS, semiring="sum")
+    run = functools.partial(module.forward, rows, end, last, interpret=interpreted(module), **options)
+    total, none = run(keep=False, config=module.Config())
+    np.testing.assert_array_equal(total, run(keep=True, config=module.Config())[0])
     assert none == ()
 
 
@@ -115,8 +116,9 @@ def test_shares_are_optional(name):
 def test_a_nan_shows(name):
     rows, end, last = problem()
     rows = (rows[0].at[0, 1, 0].set(np.nan), rows[1])
-    run = functools.partial(MODULES[name].forward, arcs=ARCS, semiring="sum", keep=False, interpret=True)
-    total, _ = run(rows, end, last, config=MODULES[name].Config())
+    module, options = MODULES[name], dict(arcs=ARCS, semiring="sum", keep=False)
+    run = functools.partial(module.forward, interpret=interpreted(module), **options)
+    total, _ = run(rows, end, last, config=module.Config())
     assert np.isnan(total[1])
     assert not np.isnan(np.delete(np.asarray(total), 1)).any()
 
@@ -126,7 +128,7 @@ def test_kernels_under_vmap(name):
     module, (rows, end, last) = MODULES[name], problem(steps=5, batch=2, symbols=3)
     two = jax.tree.map(lambda x: jnp.stack([x, x - 0.5]), rows)
     options = dict(arcs=ARCS, semiring="sum", keep=True)
-    run = functools.partial(module.forward, config=module.Config(), interpret=True, **options)
+    run = functools.partial(module.forward, config=module.Config(), interpret=interpreted(module), **options)
     total, shares = jax.vmap(run, in_axes=(0, None, None))(two, end, last)
     for i in range(2):
         expected, kept = reference.forward(jax.tree.map(lambda x, i=i: x[i], two), end, last, **options)
@@ -168,8 +170,8 @@ def test_one_loss_holds_the_kernels_of_each_platform(name):
 def test_the_operator_runs_what_is_named(name, monkeypatch):
     module, args = MODULES[name], problem(steps=5, batch=3, symbols=3)
     for direction in ("forward", "backward"):
-        interpreted = functools.partial(getattr(module, direction), interpret=True)
-        monkeypatch.setattr(module, direction, interpreted)
+        kernel = functools.partial(getattr(module, direction), interpret=interpreted(module))
+        monkeypatch.setattr(module, direction, kernel)
     total, shares = forward(*args, arcs=ARCS, implementation=name)
     flows = backward(shares, *args[1:], arcs=ARCS, implementation=name, config=module.Config())
     expected, kept = forward(*args, arcs=ARCS, implementation="reference")
