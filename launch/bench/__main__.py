@@ -1,18 +1,21 @@
 """Runs one benchmark and prints a JSON object a line, the environment first.
 
-    python -m launch.bench NAME [--repeats N]
+    python -m launch.bench NAME [--repeats N] [--scale SCALE] [--names PART ...]
 
-NAME is one of BENCHES below. Times are medians and minima over N interleaved rounds; quzo_statistics, which times
+NAME is one of BENCHES below. SCALE names a set of sizes and PART a part of the cases, where the benchmark has such: see
+its module. Times are medians and minima over N interleaved rounds; quzo_statistics, which times
 nothing, has none.
 """
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from launch.bench import (
     estimators,
+    kernels,
     mezo_torch,
     noise,
     quzo_statistics,
@@ -32,6 +35,7 @@ BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
     "transducer_loss": transducer_loss.run,
     "estimators": estimators.run,
     "tensor_train": tensor_train.run,
+    "kernels": kernels.run,
 }
 
 
@@ -40,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.bench", description="One JSON object a line.")
     parser.add_argument("name", metavar="NAME", help=", ".join(BENCHES))
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of the timing; by default the benchmark's own")
+    parser.add_argument("--scale", metavar="SCALE", help="sizes, where the benchmark has several")
+    parser.add_argument("--names", nargs="+", metavar="PART", help="cases, where the benchmark lets choose")
     given = parser.parse_args(arguments)
     if given.name not in BENCHES:
         print(f"bench: {given.name!r} is not one of {', '.join(BENCHES)}", file=sys.stderr)
@@ -47,8 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.repeats is not None and given.repeats < 1:
         print(f"bench: --repeats is {given.repeats}; at least 1 is needed", file=sys.stderr)
         return 2
+    options = {name: x for name in ("repeats", "scale", "names") if (x := getattr(given, name)) is not None}
+    try:
+        inspect.signature(BENCHES[given.name]).bind(**options)
+    except TypeError as error:
+        print(f"bench: {given.name}: {error}; the options that it has are in its module", file=sys.stderr)
+        return 2
     print(json.dumps(environment(given.name)), flush=True)
-    options = {} if given.repeats is None else {"repeats": given.repeats}
     try:
         for line in BENCHES[given.name](**options):
             print(json.dumps(line), flush=True)

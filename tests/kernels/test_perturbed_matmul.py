@@ -28,7 +28,7 @@ LEAF, START = (3, 500, 400), (2, 37, 11)  # the tile starts at bit 5 of a word o
 
 
 def run(name, x, w, scale, *, direction="signs", w_scale=None, full_shape=None, start=None, key=KEY):
-    """A kernel, in interpret mode but on its hardware; the key is an argument, since XLA folds normals of a constant key differently."""
+    """A kernel, interpreted but on its hardware; the key is an argument, since XLA folds normals of a constant key."""
     options = dict(direction=direction, full_shape=tuple(full_shape or w.shape))
     if name == "reference":
         call = functools.partial(reference.perturbed_matmul, **options)
