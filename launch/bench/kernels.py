@@ -272,8 +272,8 @@ def _cases(tokens: int, few: int, wide: tuple[int, int], square: int, speech: tu
     for rows in (few, tokens):
         found += [_quantized(rows, *wide, jnp.int8, jnp.int8), _quantized(rows, square, square, jnp.int8, jnp.int8)]
         found += [_quantized(rows, square, square, *pair) for pair in ((jnp.int8, jnp.int4), (e4m3, e4m3))]
-        for dtype, direction in ((jnp.bfloat16, "signs"), (jnp.int8, "signs"), (jnp.bfloat16, "normal")):
-            found.append(_perturbed(rows, square, square, dtype, direction))
+        found += [_perturbed(rows, square, square, dtype, "signs") for dtype in (jnp.bfloat16, jnp.int8)]
+        found.append(_perturbed(rows, square, square, jnp.bfloat16, "normal"))
         found.append(_perturbed(rows, *wide, jnp.bfloat16, "signs"))
     return found
 
