@@ -178,9 +178,10 @@ def stored(key: KeyOrWords, make: Callable[[], Array]) -> Array:
     """The array `make()`, kept in memory apart from its consumers.
 
     XLA would fuse a draw into what consumes it and so repeat it for every use of an element: 32 times for a word of
-    signs, m times for a factor of a low-rank direction. A fusion does not cross a conditional (an optimization_barrier
-    is gone before XLA:CPU fuses); the condition always holds, which the compiler does not see. For signs, on CPU: 0.1
-    instead of 1.0 ns an element on top of the addition that consumes them.
+    signs, m times for a factor of a low-rank direction. On a GPU an optimization_barrier keeps them apart. On a CPU it
+    is gone before XLA fuses; there the draw stands in a conditional, which a fusion does not cross: the condition
+    always holds, which the compiler does not see. (A GPU would wait for the host at each conditional.) For signs, on
+    CPU: 0.1 instead of 1.0 ns an element on top of the addition that consumes them.
 
     Args:
       key: the key of the draw.
@@ -194,6 +195,10 @@ def stored(key: KeyOrWords, make: Callable[[], Array]) -> Array:
       >>> stored(key, lambda: bits(key, (3,))).shape
       (3,)
     """
-    always = (key_words(key)[0] | np.uint32(1)) != np.uint32(0)
-    like = jax.eval_shape(make)
-    return lax.cond(always, make, lambda: jnp.zeros(like.shape, like.dtype))
+
+    def conditional():
+        always = (key_words(key)[0] | np.uint32(1)) != np.uint32(0)
+        like = jax.eval_shape(make)
+        return lax.cond(always, make, lambda: jnp.zeros(like.shape, like.dtype))
+
+    return lax.platform_dependent(cuda=lambda: lax.optimization_barrier(make()), default=conditional)
