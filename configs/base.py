@@ -96,6 +96,17 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "delay_penalty": 0.0,
             },
             "adapter": {"kind": "lora", "rank": 0, "alpha": 16.0, "where": (r"layers/(query|value)/kernel$",)},
+            "lm": {
+                "width": 384,
+                "layers": 6,
+                "heads": 6,
+                "kv_heads": 2,
+                "mlp": 1024,
+                "compute": "bfloat16",
+                "answer_weight": 4.0,
+                "word_dropout": 0.1,
+                "prompt_share": 0.7,
+            },
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 1e-6,

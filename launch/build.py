@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from launch import adapters, multitask, prompted, protocols, quantization, schema, speech, weights
+from launch import adapters, multitask, pretraining, prompted, protocols, quantization, schema, speech, weights
 from launch.schema import Config
 from models.language import bert, hub, probe
 from models.language.classifier import TextClassifier
@@ -138,6 +138,8 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         return _assemble(config, root, **multitask.load(config, jax.random.fold_in(root, 0))._asdict())
     if config.model.name == "prompted_lm":
         return _assemble(config, root, **prompted.load(config, jax.random.fold_in(root, 0))._asdict())
+    if config.model.name == "causal_lm":
+        return _assemble(config, root, **pretraining.load(config, jax.random.fold_in(root, 0))._asdict())
     if config.model.name == "transducer":
         trained = functools.partial(_trained, config.model.weights)
         found = speech.load(config, jax.random.fold_in(root, 0), splits=splits, trained=trained)

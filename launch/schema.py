@@ -63,7 +63,8 @@ FIELDS: dict[str, _Field] = {
     "data.batch_size": _integer(1),
     "data.eval_batch_size": _integer(1),
     # prompted_lm: data.source is a task of zojax.data.tasks; transducer: "commands", "an4" or a folder of speech
-    "model.name": _choice("bert_classifier", "prompted_lm", "transducer"),
+    # causal_lm: from scratch, data.source is a folder of launch.corpus
+    "model.name": _choice("bert_classifier", "prompted_lm", "transducer", "causal_lm"),
     "model.objective": _choice("loss", "accuracy", "f1"),  # of prompted_lm; the last two have no gradient
     "model.source": _text(),  # "minilm", a folder or a hub id
     # A run whose weights take the place of the source's, but for the head: "" or "runs/x" or "runs/x:best".
@@ -131,6 +132,15 @@ FIELDS: dict[str, _Field] = {
     "mask.beta": _number(inclusive=True),  # share of the magnitudes
     "mask.learning_rate": _number(),  # of the greedy score's step
     "mask.damping": _number(),  # share of the Hessian's mean diagonal
+    "lm.width": _integer(2),  # of causal_lm, as all of lm
+    "lm.layers": _integer(1),
+    "lm.heads": _integer(1),
+    "lm.kv_heads": _integer(1),
+    "lm.mlp": _integer(1),
+    "lm.compute": _choice("float32", "bfloat16"),  # of products; the weights are float32
+    "lm.answer_weight": _number(),  # of a token of an answer; the others weigh 1
+    "lm.word_dropout": _Field((float, int), lambda v: 0 <= v < 1, "a rate, in [0, 1)"),
+    "lm.prompt_share": _number(),  # of the prompts in an epoch, which holds every running text once
     # tensor_train: AdaZeta's bottlenecks, in their own places; prefix: keys and values that every token sees, in every
     # layer; prompt: tokens in front of every text
     "speech.bins": _integer(1),  # of the log-Mel features
@@ -268,6 +278,7 @@ def _check_together(config: Config) -> None:
     _check_quantized(config)
     _check_prompted(config)
     _check_speech(config)
+    _check_causal(config)
 
 
 def _check_speech(config: Config) -> None:
@@ -340,6 +351,30 @@ def _check_tasks(config: Config) -> None:
     tasks, method = config.multitask.tasks, config.method
     if (method.name == "multi_task") != bool(tasks) and method.name != "first_order":
         raise ValueError(
+def _check_causal(config: Config) -> None:
+    """What goes with a language model from scratch."""
+    if config.model.name != "causal_lm":
+        return
+    for name, value, needed in (
+        ("method.name", config.method.name, "first_order"),
+        ("model.head", config.model.head, "zero"),
+        ("model.weights", config.model.weights, ""),
+        ("model.dtype", config.model.dtype, "float32"),
+        ("data.packed_rows", config.data.packed_rows, 0),
+        ("data.sampling", config.data.sampling, "uniform"),
+        ("quant.profile", config.quant.profile, "none"),
+        ("adapter.rank", config.adapter.rank, 0),
+        ("multitask.tasks", tuple(config.multitask.tasks), ()),
+    ):
+        if value != needed:
+            raise ValueError(f"config.{name} is {value!r}; with config.model.name='causal_lm' it must be {needed!r}")
+    if config.lm.width % config.lm.heads or config.lm.heads % config.lm.kv_heads:
+        raise ValueError(
+            f"config.lm.heads is {config.lm.heads} and kv_heads {config.lm.kv_heads}; heads must divide "
+            f"config.lm.width, {config.lm.width}, and kv_heads must divide heads"
+        )
+
+
             f"config.method.name is {method.name!r} and config.multitask.tasks is {tuple(tasks)}; with tasks it "
             "must be multi_task or first_order, and multi_task needs tasks"
         )

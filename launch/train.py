@@ -125,7 +125,7 @@ def table(config: Config, run: Run, workdir: Path, result: train.Result) -> str:
             records.append({"split": "test", "weights": which, "step": step, **metrics})
         return metrics
 
-    unheaded = "zero-shot" if config.model.name == "prompted_lm" else "zero head"
+    unheaded = {"prompted_lm": "zero-shot", "causal_lm": "random weights"}.get(config.model.name, "zero head")
     start = unheaded if run.zero_head is None else "linear probe"
     start += "" if config.quant.profile == "none" else f", {config.quant.profile}"
     rows = [(start, measure(base, run.frozen, "" if result.step else "last"))]

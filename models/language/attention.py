@@ -72,18 +72,22 @@ def empty_cache(*, layers: int, batch: int, slots: int, kv_heads: int, head_dim:
     return Cache(key=kept, value=kept, mask=mask, position=position, used=jnp.int32(0))
 
 
-def frame(mask: Bool[Array, "b s"], cache: Cache | None) -> tuple[Frame, Cache | None]:
+def frame(
+    mask: Bool[Array, "b s"], cache: Cache | None, segment: Int[Array, "b s"] | None = None
+) -> tuple[Frame, Cache | None]:
     """Positions and visibility of new tokens, and the cache with their places marked.
 
     Args:
       mask: True where there is a token.
       cache: the tokens before, or None.
+      segment: which text of its row a token belongs to, where several share a row; a token sees its own alone. Their
+        positions run on, which rotary positions, being relative, do not see. Only without a cache.
 
     Returns:
       (frame, cache).
 
     Raises:
-      ValueError: if there are more new slots than the cache has.
+      ValueError: if there are more new slots than the cache has, or segments with a cache.
 
     Example:
       >>> frame(jnp.array([[False, True, True]]), None)[0].position.tolist()  # padded on the left
@@ -93,6 +97,8 @@ def frame(mask: Bool[Array, "b s"], cache: Cache | None) -> tuple[Frame, Cache |
     position = jnp.maximum(before + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     seen, at, start = mask, position, None
     if cache is not None:
+        if segment is not None:
+            raise ValueError("segment: texts that share a row take no cache")
         if mask.shape[1] > cache.mask.shape[1]:
             raise ValueError(f"tokens has length {mask.shape[1]}; the cache has {cache.mask.shape[1]} slots")
         start = cache.used
@@ -100,7 +106,10 @@ def frame(mask: Bool[Array, "b s"], cache: Cache | None) -> tuple[Frame, Cache |
         at = jax.lax.dynamic_update_slice(cache.position, position, (0, start))
         cache = cache._replace(mask=seen, position=at, used=start + mask.shape[1])
     distance = position[:, :, None] - at[:, None, :]
-    return Frame(position, seen[:, None, :] & (distance >= 0), distance, start), cache
+    allowed = seen[:, None, :] & (distance >= 0)
+    if segment is not None:
+        allowed &= segment[:, :, None] == segment[:, None, :]
+    return Frame(position, allowed, distance, start), cache
 
 
 def remember(

@@ -2,6 +2,9 @@
 
 Tensors are read one at a time into the leaf where they belong, so that a load needs little more memory than the
 model; a leaf that is to be quantised never exists as floats, but for one layer of it.
+
+A folder written with dtype="int8" is of this library's own kind: matrices are codes, `NAME` int8 [out, in], and scales,
+`NAME_scale` float32 [out, 1], which `load` multiplies; `transformers` does not read it.
 """
 
 import importlib.util
@@ -18,7 +21,7 @@ import numpy as np
 from models.language import config as configs
 from models.language.families import FAMILIES, Family, abstract, family_of, names
 from models.language.layers import cast_matrices
-from models.language.tensors import FLOATS, INDEX, Stored, open_folder, write_folder
+from models.language.tensors import FLOATS, INDEX, SCALE, Stored, open_folder, write_folder
 from zojax import ops
 from zojax.quant import QArray, Rule, quantize_tree
 from zojax.trees import path_string
@@ -129,8 +132,13 @@ def load(
         for name in found:
             _check(folder, tensors, name, shape[::-1] if path.endswith("/kernel") else shape)
 
+        scaled = [name + SCALE for name in found if name + SCALE in tensors]
+        unused.difference_update(scaled)
+
         def part(i: int) -> np.ndarray:
             array = tensors[found[i]].read()
+            if array.dtype == np.int8:
+                array = array * tensors[found[i] + SCALE].read()
             # torch keeps the kernels of linear layers as [out, in].
             return array.T if path.endswith("/kernel") else array
 
@@ -176,7 +184,11 @@ def _check(folder: Path, tensors: dict[str, Stored], name: str, shape: tuple[int
     stored = tensors[name]
     if stored.shape != shape:
         raise ValueError(f"{folder}: the tensor {name!r} has shape {stored.shape}; by config.json it must be {shape}")
-    if stored.dtype not in FLOATS:
+    if stored.dtype == "I8":
+        by = tensors.get(name + SCALE)
+        if by is None or by.dtype != "F32" or by.shape != (*shape[:-1], 1):
+            raise ValueError(f"{folder}: the int8 tensor {name!r} needs {name + SCALE!r}, float32 {(*shape[:-1], 1)}")
+    elif stored.dtype not in FLOATS:
         raise ValueError(
             f"{folder}: the tensor {name!r} is of type {stored.dtype}; it must be one of {', '.join(FLOATS)}"
         )
@@ -209,12 +221,13 @@ def save(folder: str | Path, config: Any, params: Any, *, dtype: str = "float32"
       folder: where to; it is made, and must be empty if it is there.
       config: the model's configuration.
       params: its tree; an encoder's may lack the pooler and the head for masked words.
-      dtype: type of all tensors in the files, "float32", "bfloat16" or "float16".
+      dtype: type of all tensors in the files, "float32", "bfloat16" or "float16"; or "int8": of matrices, with a
+        float32 scale a row, absmax over 127, and float32 of the rest.
       shard_bytes: where a new file begins.
 
     Raises:
       FileExistsError: if the folder holds anything.
-      ValueError: if dtype is none of the three, or the tree is not that of the configuration.
+      ValueError: if dtype is none of the four, or the tree is not that of the configuration.
 
     Example:
       >>> import tempfile
@@ -225,8 +238,8 @@ def save(folder: str | Path, config: Any, params: Any, *, dtype: str = "float32"
       True
     """
     folder, family = Path(folder), family_of(config)
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype is {dtype!r}; it must be 'float32', 'bfloat16' or 'float16'")
+    if dtype not in ("float32", "bfloat16", "float16", "int8"):
+        raise ValueError(f"dtype is {dtype!r}; it must be 'float32', 'bfloat16', 'float16' or 'int8'")
     heads = {name: name in params for name in ("pooler", "masked_head")}
     expected = abstract(config, **heads)
     flat = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: hasattr(node, "materialize"))
@@ -241,20 +254,31 @@ def save(folder: str | Path, config: Any, params: Any, *, dtype: str = "float32"
         raise FileExistsError(f"{folder} is not empty")
 
     shapes: dict[str, tuple[int, ...]] = {}
+    codes = dtype == "int8"
     for path, shape in wanted.items():
         stacked = path.startswith("layers/")
         shape = shape[1:] if stacked else shape
         for name in names(family, path, wanted[path][0] if stacked else None):
             shapes[name] = shape[::-1] if path.endswith("/kernel") else shape
+            if codes and len(shape) == 2:
+                shapes[name + SCALE] = (*shapes[name][:-1], 1)
 
     def arrays():
         for path in wanted:
             whole = np.asarray(ops.value_as_stored(leaves[path]))
             for array in whole if path.startswith("layers/") else [whole]:
-                yield array.T if path.endswith("/kernel") else array
+                array = array.T if path.endswith("/kernel") else array
+                if codes and array.ndim == 2:
+                    scale = np.maximum(np.abs(array).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
+                    yield np.round(array / scale)
+                    yield scale
+                else:
+                    yield array
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, shapes, arrays(), dtype=jnp.dtype(dtype), shard_bytes=shard_bytes)
+    dtypes = dict.fromkeys((name for name in shapes if name + SCALE in shapes), np.int8)
+    stored = "float32" if codes else dtype
+    write_folder(folder, shapes, arrays(), dtype=jnp.dtype(stored), dtypes=dtypes, shard_bytes=shard_bytes)
     architecture = family.architectures.get(heads["masked_head"], family.architectures[True])
-    text = {**config.to_dict(), "architectures": [architecture], "torch_dtype": dtype}
+    text = {**config.to_dict(), "architectures": [architecture], "torch_dtype": stored}
     (folder / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")

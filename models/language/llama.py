@@ -146,7 +146,11 @@ class Llama(nn.Module):
         return self.logits(self.hidden(tokens, mask)[0])
 
     def hidden(
-        self, tokens: Int[Array, "b s"], mask: Bool[Array, "b s"], cache: Cache | None = None
+        self,
+        tokens: Int[Array, "b s"],
+        mask: Bool[Array, "b s"],
+        cache: Cache | None = None,
+        segment: Int[Array, "b s"] | None = None,
     ) -> tuple[Float[Array, "b s d"], Cache | None]:
         """Normalised hidden states of the last layer, from the tokens alone or from those before them in a cache.
 
@@ -154,12 +158,13 @@ class Llama(nn.Module):
           tokens: token ids.
           mask: True where there is a token.
           cache: the tokens before, as `empty_cache` or this method returned it; None for a whole sequence.
+          segment: which of the texts that share its row a token belongs to, or None; only without a cache.
 
         Returns:
           (float32 [b, s, hidden_size], the cache with these tokens added, or None).
         """
         c = self.config
-        shared, cache = attention.frame(mask, cache)
+        shared, cache = attention.frame(mask, cache, segment)
         windows = jnp.asarray(c.windows, jnp.int32) if any(c.windows) else None
         which = (jnp.arange(c.num_hidden_layers, dtype=jnp.int32), windows)
         carry = (self.embeddings(tokens), None if cache is None else (cache.key, cache.value))

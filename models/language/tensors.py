@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["INDEX", "WEIGHTS", "Stored", "open_folder", "write_folder"]
+__all__ = ["INDEX", "SCALE", "WEIGHTS", "Stored", "open_folder", "write_folder"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SCALE = "_scale"
+"""Behind the name of a tensor of codes: the name of its scales."""
 
 FLOATS: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-CODES = {np.dtype(kind): code for code, kind in FLOATS.items()}
+CODES = {np.dtype(np.int8): "I8", **{np.dtype(kind): code for code, kind in FLOATS.items()}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,7 @@ def write_folder(
     arrays: Iterable[Shaped[np.ndarray, "..."]],
     *,
     dtype: Any,
+    dtypes: Mapping[str, Any] = types.MappingProxyType({}),
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes tensors as they come, so that no more than one of them need be in memory.
@@ -121,7 +125,8 @@ def write_folder(
       folder: an existing folder.
       shapes: the shape of each tensor by its name, in the order of `arrays`.
       arrays: the tensors.
-      dtype: the type of all of them in the file, a float.
+      dtype: the type of all of them in the file, a float, but for
+      dtypes: the types of some, int8 or floats, by their names.
       shard_bytes: where a new file begins; with more than one file there is an index.
 
     Raises:
@@ -135,11 +140,11 @@ def write_folder(
       ...     sorted(path.name for path in Path(folder).iterdir())[0]
       'model-00001-of-00002.safetensors'
     """
-    dtype = np.dtype(dtype)
+    kinds = {name: np.dtype(dtypes.get(name, dtype)) for name in shapes}
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     total, used = 0, 0
     for name, shape in shapes.items():
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = int(np.prod(shape, dtype=np.int64)) * kinds[name].itemsize
         if shards[-1] and used + size > shard_bytes:
             shards.append({})
             used = 0
@@ -149,19 +154,19 @@ def write_folder(
     files = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     remaining = iter(arrays)
     for file, shard in zip(files, shards, strict=True):
-        _write(folder / file, shard, remaining, dtype)
+        _write(folder / file, shard, remaining, kinds)
     if count > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], arrays: Iterator[Any], dtype: np.dtype) -> None:
+def _write(path: Path, shapes: Mapping[str, Any], arrays: Iterator[Any], kinds: Mapping[str, np.dtype]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers asks for
     start = 0
     for name, shape in shapes.items():
-        end = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        end = start + int(np.prod(shape, dtype=np.int64)) * kinds[name].itemsize
+        header[name] = {"dtype": CODES[kinds[name]], "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
@@ -171,4 +176,4 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], arrays: Iterator[A
             array = next(arrays)
             if array.shape != shape:
                 raise ValueError(f"{path}: the tensor {name!r} has shape {array.shape}; it was to have {shape}")
-            file.write(np.ascontiguousarray(array.astype(dtype)).tobytes())
+            file.write(np.ascontiguousarray(array.astype(kinds[name])).tobytes())

@@ -159,6 +159,17 @@ def tiny(tmp_path_factory) -> dict:
             "delay_penalty": 0.0,
         },
         "adapter": {"kind": "lora", "rank": 0, "alpha": 16.0, "where": ("query/kernel$",)},
+        "lm": {
+            "width": 8,
+            "layers": 2,
+            "heads": 2,
+            "kv_heads": 1,
+            "mlp": 16,
+            "compute": "float32",
+            "answer_weight": 2.0,
+            "word_dropout": 0.1,
+            "prompt_share": 1.0,
+        },
         "optimizer": {
             "name": "adam",
             "learning_rate": 1e-2,

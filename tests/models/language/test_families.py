@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from launch.parity_models import CASES, TOLERANCE, ours
 from models.language import bert, decode, hub, llama, opt, tensors
@@ -187,6 +187,35 @@ def test_half_precision_is_for_matrices(families, name):
     for path, leaf in jax.tree_util.tree_leaves_with_path(stored):
         assert leaf.dtype == (np.float32 if path[-1].key in ("bias", "scale") else jnp.bfloat16), path
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), stored, floats)
+
+
+@pytest.mark.parametrize("name", ["llama3", "roberta"])
+def test_matrices_as_codes_come_back_to_half_a_step_and_codes_to_the_bit(families, tmp_path, name):
+    config, floats, _ = load(families, name)
+    hub.save(tmp_path / "one", config, floats, dtype="int8")
+    stored = load_file(tmp_path / "one" / tensors.WEIGHTS)
+    assert {str(array.dtype) for array in stored.values()} == {"int8", "float32"}
+    codes = {name: array for name, array in stored.items() if array.dtype == np.int8}
+    # absmax over 127: in every row that is not zero one code is +-127.
+    assert all((np.abs(array).max(axis=1)[array.any(axis=1)] == 127).all() for array in codes.values())
+    again = hub.load(tmp_path / "one", masked_head=name in MASKED)[1]
+    for stored_leaf, leaf in zip(jax.tree.leaves(again), jax.tree.leaves(floats), strict=True):
+        half_step = np.abs(leaf).max() / 127 / 2 * (1 + 1e-5)  # float32 rounding of the scale
+        assert np.abs(stored_leaf - leaf).max() <= half_step
+    hub.save(tmp_path / "two", config, again, dtype="int8")
+    twice = load_file(tmp_path / "two" / tensors.WEIGHTS)
+    for name, array in codes.items():
+        np.testing.assert_array_equal(array, twice[name])
+
+
+def test_codes_without_their_scales_are_refused(families, tmp_path):
+    config, floats, _ = load(families, "llama3")
+    hub.save(tmp_path / "x", config, floats, dtype="int8")
+    arrays = load_file(tmp_path / "x" / tensors.WEIGHTS)
+    arrays.pop("model.embed_tokens.weight_scale")
+    save_file(arrays, tmp_path / "x" / tensors.WEIGHTS)
+    with pytest.raises(ValueError, match=r"int8 tensor 'embed_tokens\.weight' needs 'embed_tokens\.weight_scale'"):
+        hub.load(tmp_path / "x")
 
 
 def test_an_untied_head_must_be_there_and_a_tied_one_is_passed_over(families, tmp_path):

@@ -2,7 +2,7 @@
 (`splits`), and their tokens and batches (`tokenizer`, `encode`, `batches`)."""
 
 from zojax.data.tasks.batches import PromptBatch, PromptBatches, eval_batches, train_batches
-from zojax.data.tasks.encode import PromptExample, encode, encode_masked, encode_prompts
+from zojax.data.tasks.encode import SEPARATOR, PromptExample, encode, encode_masked, encode_prompts
 from zojax.data.tasks.prompts import CAUSAL, MASKED, TASKS, PromptedTask, get_task
 from zojax.data.tasks.sources import find_task_folder, load_rows
 from zojax.data.tasks.splits import SEEDS, Split, balanced, few_shot, k_shot, many_shot
@@ -12,6 +12,7 @@ __all__ = [
     "CAUSAL",
     "MASKED",
     "SEEDS",
+    "SEPARATOR",
     "TASKS",
     "PromptBatch",
     "PromptBatches",
