@@ -74,6 +74,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "frequency_width": 10,
                 "time_masks": 2,
                 "time_width": 20,
+                "gain": 0.0,
                 "encoder": "lstm",
                 "stack": 3,
                 "layers": 5,
@@ -95,7 +96,6 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "fast_emit": 0.0,
                 "delay_penalty": 0.0,
             },
-            "adapter": {"kind": "lora", "rank": 0, "alpha": 16.0, "where": (r"layers/(query|value)/kernel$",)},
             "lm": {
                 "width": 384,
                 "layers": 6,
@@ -107,6 +107,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "word_dropout": 0.1,
                 "prompt_share": 0.7,
             },
+            "adapter": {"kind": "lora", "rank": 0, "alpha": 16.0, "where": (r"layers/(query|value)/kernel$",)},
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 1e-6,

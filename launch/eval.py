@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         return cli.WRONG
     params = load_weights(path, run)
     metrics = train.evaluate(train.make_evaluate(run.task), params, run.frozen, run.evaluation[split])
-    metrics |= recognition.metrics(config, run, params, split)
+    metrics |= recognition.metrics(config, run, params, split=split)
     print(json.dumps({"split": split, "weights": which, "step": checkpoint.load_meta(path)["step"], **metrics}))
     return 0
 

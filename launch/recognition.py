@@ -1,7 +1,8 @@
 """What a transducer recognises, and how far that is from what was said."""
 
+import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,7 @@ def recognise(
     Yields:
       (id, what was said, what was recognised) of each utterance.
     """
-    model = transducer(task.config)
-
-    @jax.jit
-    def encode(params: Params, batch: Any) -> Any:
-        return model.apply({"params": params}, *task.features(batch), method="encode")
-
+    encode = _encoder(task)
     for batch in found:
         frames, mask = encode(params, batch)
         best = decode(search(frames.shape[1], beam), decodable(task.config, params), frames, mask)
@@ -71,12 +67,19 @@ def recognise(
             yield int(batch["id"][row]), said, made.decode(tokens[row, : lengths[row]])
 
 
+@functools.lru_cache(maxsize=8)
+def _encoder(task: TransducerTask) -> Callable[[Params, Any], Any]:
+    """The program that encodes a batch: one for all evaluations of a run."""
+    model = transducer(task.config)
+    return jax.jit(lambda params, batch: model.apply({"params": params}, *task.features(batch), method="encode"))
+
+
 def errors(*arguments: Any, **options: Any) -> Errors:
     """The word errors of what `recognise` yields, of all utterances together."""
     return sum((word_errors(said, heard) for _, said, heard in recognise(*arguments, **options)), Errors())
 
 
-def metrics(config: Config, run: Any, trainable: Params, split: str, *, beam: int = 0) -> dict[str, float]:
+def metrics(config: Config, run: Any, trainable: Params, *, split: str, beam: int = 0) -> dict[str, float]:
     """The word error rate of a split, and what it is counted from; nothing for a run of text.
 
     Args:
@@ -108,7 +111,7 @@ def table(config: Config, run: Any, workdir: Path, result: train.Result) -> str:
     for which, (step, params) in ends.items():
         for split in ("dev", "test"):
             loss = train.evaluate(program, params, run.frozen, run.evaluation[split])
-            found = metrics(config, run, params, split)
+            found = metrics(config, run, params, split=split)
             records.append({"split": split, "weights": which, "step": step, **loss, **found})
             counted = f"{found['words']:6,}  {found['errors']:6,}  {found['wer']:6.2%}"
             lines.append(f"{which:<7}  {step:<5}  {split:<5}  {counted}  {loss['nats_per_label']:12.4f}")

@@ -157,6 +157,7 @@ FIELDS: dict[str, _Field] = {
     "speech.frequency_width": _integer(0),  # bins
     "speech.time_masks": _integer(0),
     "speech.time_width": _integer(0),  # frames
+    "speech.gain": _number(inclusive=True),  # dB by which a training utterance may be louder or softer
     "speech.encoder": _choice("lstm", "conv_rnnt", "conformer"),
     "speech.stack": _integer(1),  # frames joined to one, of lstm and conv_rnnt
     "speech.layers": _integer(1),
@@ -198,7 +199,7 @@ FIELDS: dict[str, _Field] = {
     "train.checkpoint_every": _integer(0),  # 0 for the last step alone
     "train.log_every": _integer(1),
     "train.microbatches": _integer(1),
-    "train.keep_best": _choice("accuracy", "loss", "none"),  # which weights are the best, on dev
+    "train.keep_best": _choice("accuracy", "loss", "wer", "none"),  # which weights are the best, on dev
 }
 
 
@@ -277,8 +278,8 @@ def _check_together(config: Config) -> None:
     _check_tasks(config)
     _check_quantized(config)
     _check_prompted(config)
-    _check_speech(config)
     _check_causal(config)
+    _check_speech(config)
 
 
 def _check_speech(config: Config) -> None:
@@ -290,6 +291,8 @@ def _check_speech(config: Config) -> None:
             "must be 0"
         )
     if config.model.name != "transducer":
+        if config.train.keep_best == "wer":
+            raise ValueError(f"config.train.keep_best is 'wer', which {config.model.name} has not; it must be another")
         return
     if method.name in ("per_example", "grzo", "mezo_svrg", "multi_task"):
         raise ValueError(f"config.method.name is {method.name!r}; with a transducer it must be another")
@@ -313,7 +316,9 @@ def _check_speech(config: Config) -> None:
         if value != needed:
             raise ValueError(f"config.{name} is {value!r}; with config.model.name='transducer' it must be {needed!r}")
     if config.train.keep_best == "accuracy":
-        raise ValueError("config.train.keep_best is 'accuracy', which a transducer has not; it must be loss or none")
+        raise ValueError(
+            "config.train.keep_best is 'accuracy', which a transducer has not; it must be loss, wer or none"
+        )
 
 
 def _check_prompted(config: Config) -> None:
@@ -346,11 +351,6 @@ def _check_prompted(config: Config) -> None:
             raise ValueError(f"config.{name} is {value!r}; with config.model.name='prompted_lm' it must be {needed!r}")
 
 
-def _check_tasks(config: Config) -> None:
-    """What goes with several tasks, and with masks."""
-    tasks, method = config.multitask.tasks, config.method
-    if (method.name == "multi_task") != bool(tasks) and method.name != "first_order":
-        raise ValueError(
 def _check_causal(config: Config) -> None:
     """What goes with a language model from scratch."""
     if config.model.name != "causal_lm":
@@ -375,6 +375,11 @@ def _check_causal(config: Config) -> None:
         )
 
 
+def _check_tasks(config: Config) -> None:
+    """What goes with several tasks, and with masks."""
+    tasks, method = config.multitask.tasks, config.method
+    if (method.name == "multi_task") != bool(tasks) and method.name != "first_order":
+        raise ValueError(
             f"config.method.name is {method.name!r} and config.multitask.tasks is {tuple(tasks)}; with tasks it "
             "must be multi_task or first_order, and multi_task needs tasks"
         )

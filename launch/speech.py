@@ -1,6 +1,8 @@
 """From the `speech` fields of a config to a transducer: its data, its units and its model."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +33,10 @@ Params = Any
 UNITS = ("units.json", "units.model")
 
 # Batches over which the statistics of the features are taken, and seconds of an evaluation batch, with padding.
-STATISTICS, EVAL_SECONDS = 16, 120
+STATISTICS, EVAL_SECONDS = 16, 360
+
+# Samples of training utterances, at all speeds, that are held in memory: a gigabyte. More are read when needed.
+HELD = 1 << 29
 
 
 def _lstm(c: Config) -> LstmConfig:
@@ -123,7 +128,7 @@ def make_units(config: Config) -> units.CharacterUnits | units.PieceUnits:
       FileNotFoundError: if the data set is missing.
       ValueError: if it is too small, or the texts do not give so many pieces.
     """
-    texts = [_train_split(config).texts[i] for i in range(_train_size(config))]
+    texts = _train_split(config).texts[: _train_size(config)]
     if config.speech.pieces:
         return units.PieceUnits.train(texts, size=config.speech.pieces)
     return units.CharacterUnits.of(texts)
@@ -178,9 +183,16 @@ def make_task(config: Config, classes: int, statistics: tuple[np.ndarray, np.nda
         acoustic=float(c.acoustic),
         pruning=Pruning(band=c.band) if c.band else None,
         front_end=partial(_front_end, filter_bank(config)),
-        augment=lambda x, frames, key: spec_augment(x, frames, key, masks),
+        augment=partial(_augment, masks, float(c.gain)),
         statistics=statistics,
     )
+
+
+def _augment(masks: SpecAugment, gain: float, x: jax.Array, frames: jax.Array, key: jax.Array) -> jax.Array:
+    of_gain, of_masks = jax.random.split(key)
+    # A louder signal is a constant on top of the logarithm of its energy.
+    decibels = jax.random.uniform(of_gain, (), minval=-gain, maxval=gain)
+    return spec_augment(x + decibels * (math.log(10) / 10), frames, of_masks, masks)
 
 
 def _front_end(bank: FilterBank, pcm: jax.Array) -> jax.Array:
@@ -266,12 +278,16 @@ def _examples(utterances: prepared.Utterances, made: units.Units, size: int, spe
     labels = [made.encode(text) for text in utterances.texts[:size]]
     lengths = np.concatenate([-(-utterances.lengths[:size] * 100 // speed) for speed in speeds])
 
-    def x(index: int) -> np.ndarray:
+    def read(index: int) -> np.ndarray:
         speed, samples = speeds[index // size], utterances[index % size]["samples"]
         if speed == 100:
             return samples
         return to_int16(resample(samples.astype(np.float32) / 32768, speed, 100))
 
+    x = read
+    if lengths.sum() <= HELD:
+        with ThreadPoolExecutor() as threads:
+            x = list(threads.map(read, range(len(lengths)))).__getitem__
     return Examples(utterances.ids[:size] * len(speeds), lengths, labels * len(speeds), x)
 
 

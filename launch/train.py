@@ -7,6 +7,7 @@ Exit code 0: done, or saved after SIGTERM; 1: the loss was not finite; 2: a wron
 130: saved after SIGINT.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ def fit(config: Config, run: Run, workdir: Path) -> train.Result:
       train.NonFiniteError: if the loss is not finite.
     """
     keep = config.train.keep_best if config.train.eval_every else "none"
+    judge = functools.partial(recognition.metrics, config, run, split="dev") if keep == "wer" else None
     return train.fit(
         run.task,
         run.method,
@@ -75,6 +77,7 @@ def fit(config: Config, run: Run, workdir: Path) -> train.Result:
         workdir=workdir,
         steps=config.train.steps,
         dev=run.evaluation["dev"],
+        judge=judge,
         eval_every=config.train.eval_every,
         checkpoint_every=config.train.checkpoint_every,
         log_every=config.train.log_every,

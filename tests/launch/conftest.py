@@ -137,6 +137,7 @@ def tiny(tmp_path_factory) -> dict:
             "frequency_width": 2,
             "time_masks": 1,
             "time_width": 4,
+            "gain": 0.0,
             "encoder": "lstm",
             "stack": 3,
             "layers": 1,
@@ -158,7 +159,6 @@ def tiny(tmp_path_factory) -> dict:
             "fast_emit": 0.0,
             "delay_penalty": 0.0,
         },
-        "adapter": {"kind": "lora", "rank": 0, "alpha": 16.0, "where": ("query/kernel$",)},
         "lm": {
             "width": 8,
             "layers": 2,
@@ -170,6 +170,7 @@ def tiny(tmp_path_factory) -> dict:
             "word_dropout": 0.1,
             "prompt_share": 1.0,
         },
+        "adapter": {"kind": "lora", "rank": 0, "alpha": 16.0, "where": ("query/kernel$",)},
         "optimizer": {
             "name": "adam",
             "learning_rate": 1e-2,

@@ -14,7 +14,7 @@ never killed. Without a log (first order) the steps after the checkpoint are com
 import contextlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -81,6 +81,7 @@ def fit(
     workdir: str | os.PathLike[str],
     steps: int,
     dev: Sequence[Any] = (),
+    judge: Callable[[Params], dict[str, float]] | None = None,
     eval_every: int = 0,
     checkpoint_every: int = 0,
     log_every: int = 1,
@@ -102,10 +103,12 @@ def fit(
       workdir: folder of the run.
       steps: last step.
       dev: evaluation batches.
+      judge: trainable weights -> more metrics of an evaluation, of what no program on the device can count.
       eval_every: steps between evaluations; 0 for none. Step 0 and the last step are evaluated as well.
       checkpoint_every: steps between checkpoints; 0 for the last step alone.
       log_every: steps between lines of metrics; a line has the mean loss since the line before.
-      keep_best: metric whose best dev value has its weights kept in best/: the lowest of "loss", else the highest.
+      keep_best: metric whose best dev value has its weights kept in best/: the lowest of "loss" and "wer", else the
+        highest.
       allow_nonfinite: go on after a loss that is not finite (the method skips the update).
       noise_format: version of the noise, for the log.
 
@@ -184,7 +187,7 @@ def fit(
         progress.update(step, forwards=place["forwards"] - forwards_before, loss=loss)
 
     def evaluate_dev(step: int) -> None:
-        values = evaluate(program, params, frozen, dev)
+        values = evaluate(program, params, frozen, dev) | (judge(params) if judge is not None else {})
         metrics.write(step, split="dev", forwards=place["forwards"], **values)
         if keep_best is not None and (
             place["best"] is None or _is_better(keep_best, values[keep_best], place["best"]["value"])
@@ -262,4 +265,4 @@ def _nonfinite_message(step: int, ids: Any, named: dict[str, np.ndarray]) -> str
 
 
 def _is_better(metric: str, value: float, than: float) -> bool:
-    return value < than if metric == "loss" else value > than
+    return value < than if metric in ("loss", "wer") else value > than
