@@ -8,35 +8,35 @@ nothing, has none.
 """
 
 import argparse
+import functools
+import importlib
 import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from launch.bench import (
-    estimators,
-    kernels,
-    mezo_torch,
-    noise,
-    quzo_statistics,
-    quzo_step,
-    tensor_train,
-    transducer_loss,
-    zo_step,
-)
 from launch.bench._harness import Record, environment
 
-BENCHES: dict[str, Callable[..., Iterator[Record]]] = {
-    "noise": noise.run,
-    "zo_step": zo_step.run,
-    "mezo_torch": mezo_torch.run,
-    "quzo_statistics": quzo_statistics.run,
-    "quzo_step": quzo_step.run,
-    "transducer_loss": transducer_loss.run,
-    "estimators": estimators.run,
-    "tensor_train": tensor_train.run,
-    "kernels": kernels.run,
-}
+Bench = Callable[..., Iterator[Record]]
+
+
+def _load(name: str) -> Bench:
+    """The benchmark of a module: what the others import is not needed."""
+    return importlib.import_module(f"launch.bench.{name}").run
+
+
+NAMES = (
+    "noise",
+    "zo_step",
+    "mezo_torch",
+    "quzo_statistics",
+    "quzo_step",
+    "transducer_loss",
+    "estimators",
+    "tensor_train",
+    "kernels",
+)
+BENCHES: dict[str, Callable[[], Bench]] = {name: functools.partial(_load, name) for name in NAMES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,14 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: --repeats is {given.repeats}; at least 1 is needed", file=sys.stderr)
         return 2
     options = {name: x for name in ("repeats", "scale", "names") if (x := getattr(given, name)) is not None}
+    bench = BENCHES[given.name]()
     try:
-        inspect.signature(BENCHES[given.name]).bind(**options)
+        inspect.signature(bench).bind(**options)
     except TypeError as error:
         print(f"bench: {given.name}: {error}; the options that it has are in its module", file=sys.stderr)
         return 2
     print(json.dumps(environment(given.name)), flush=True)
     try:
-        for line in BENCHES[given.name](**options):
+        for line in bench(**options):
             print(json.dumps(line), flush=True)
     except (FileNotFoundError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -12,7 +12,18 @@ import jax
 import jaxlib
 import numpy as np
 
-__all__ = ["Record", "environment", "import_torch", "interleave", "no_torch", "record", "temporaries", "timings"]
+__all__ = [
+    "Record",
+    "environment",
+    "finished",
+    "import_torch",
+    "interleave",
+    "no_torch",
+    "record",
+    "temporaries",
+    "timings",
+    "torch_device",
+]
 
 Record = dict[str, Any]
 
@@ -164,6 +175,24 @@ def import_torch() -> Any:
         return None
     torch.set_num_threads(os.cpu_count() or 1)
     return torch
+
+
+def torch_device(torch: Any) -> str:
+    """Where torch computes beside JAX: "cuda" where JAX's default backend is a GPU, else "cpu"."""
+    return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+
+
+def finished(torch: Any, call: Callable[[], Any]) -> Callable[[], Any]:
+    """`call`, waited for: on a GPU torch, too, returns before its work is done."""
+    if torch_device(torch) == "cpu":
+        return call
+
+    def waiting():
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return waiting
 
 
 def no_torch(bench: str) -> Record:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.bench._harness import Record, record
+from launch.bench._sizes import chosen
 from zojax import random
 from zojax.kernels.perturbed_matmul import gpu as perturbed
 from zojax.kernels.perturbed_matmul import reference as perturbed_reference
@@ -295,7 +296,7 @@ def run(repeats: int = 5, *, scale: str = "large", names: Sequence[str] = ()) ->
     Yields:
       Lines: times in ms, shares of the floor and of the bfloat16 product's rate, differences, and failures.
     """
-    cases = [case for case in SCALES[scale]() if not names or any(name in case.name for name in names)]
+    cases = [case for case in chosen(scale, SCALES)() if not names or any(name in case.name for name in names)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         programs = {case.name: _programs(case, pool) for case in cases}
         wait([program for of_case in programs.values() for program in of_case.values()])  # a quiet machine for timing

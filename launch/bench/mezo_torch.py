@@ -2,17 +2,29 @@
 
 MeZO moves the weights by +eps z, -2 eps z and +eps z, drawing z anew from one seed in each of its four passes. Here the
 passes are written in place, which is kinder to torch than the published expressions. The encoder is BERT in plain torch
-operations. Both sides use every core; without torch this library is timed alone.
+operations. Both sides use every core, or the GPU, where both multiply in TF32 but for the comparison of their losses;
+without torch this library is timed alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
 import numpy as np
 
-from launch.bench._harness import Record, import_torch, interleave, no_torch, record, timings
+from launch.bench._harness import (
+    Record,
+    finished,
+    import_torch,
+    interleave,
+    no_torch,
+    record,
+    timings,
+    torch_device,
+)
+from launch.bench._sizes import Scale, chosen
 from launch.bench.zo_step import DIRECTIONS, EPS, LEARNING_RATE, classifier, programs, random_batch, sgd_chain
 from models.language import hub
 from models.language.bert import BertConfig
@@ -110,9 +122,9 @@ def torch_mezo_step(
     """
 
     def move(scale: float) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(weights[0].device).manual_seed(seed)
         for w in weights:
-            w.add_(torch.normal(0.0, 1.0, tuple(w.shape), generator=generator), alpha=scale)
+            w.add_(torch.normal(0.0, 1.0, tuple(w.shape), generator=generator, device=w.device), alpha=scale)
 
     with torch.no_grad():
         move(eps)
@@ -126,13 +138,18 @@ def torch_mezo_step(
 
 
 def run(
-    repeats: int = 10, *, source: str | Path = "minilm", shapes: Sequence[tuple[int, int]] = ((16, 64), (64, 64))
+    repeats: int = 10,
+    *,
+    scale: str = "minilm",
+    source: str | Path | BertConfig | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[Record]:
     """Measures forwards and steps of both.
 
     Args:
       repeats: rounds of each interleaved timing.
-      source: as `hub.load` takes it; its folder holds one model.safetensors.
+      scale: name in `_sizes.SCALES`, whose fields hold where an argument is None.
+      source: as `classifier` takes it; a folder holds one model.safetensors.
       shapes: (rows, tokens) of the batches.
 
     Yields:
@@ -141,19 +158,25 @@ def run(
     Raises:
       ValueError: if the losses of the two encoders differ by more than TOLERANCE.
     """
-    task, params = classifier(source)
-    torch = import_torch()
+    sizes: Scale = chosen(scale)
+    encoder = sizes.source if source is None else source
+    task, params = classifier(encoder)
+    torch, tensors = import_torch(), {}
     if torch is None:
         yield no_torch(BENCH)
-    for rows, length in shapes:
+    else:
+        tensors = _tensors(torch, encoder, params)
+    for rows, length in sizes.shapes if shapes is None else shapes:
         batch = random_batch(task.config.vocab_size, rows, length)
         held = [jax.tree.map(lambda x: x.copy(), params)]
-        forward = jax.jit(lambda params, batch: task.loss(params, batch)[0]).lower(held[0], batch).compile()
         calls: dict[str, Callable[[], Any]] = {}
         if torch is not None:
-            weights = torch_weights(torch, hub.resolve(source), params["head"])
-            calls, loss = _torch_calls(torch, weights, task.config, batch)
-            yield _agreement(float(forward(held[0], batch)), loss, f"{rows}x{length}")
+            calls, theirs = _torch_calls(torch, tensors, task.config, batch)
+            with jax.default_matmul_precision("highest"):
+                ours = jax.jit(lambda params, batch: task.loss(params, batch)[0])(held[0], batch)
+            yield _agreement(float(ours), theirs, f"{rows}x{length}")
+        batch = jax.device_put(batch)
+        forward = jax.jit(lambda params, batch: task.loss(params, batch)[0]).lower(held[0], batch).compile()
         calls["forward, zojax"] = lambda held=held, forward=forward, batch=batch: forward(held[0], batch)
         for name in ("Rademacher", "Gaussian"):
             step = programs(task, held, batch, sgd_chain(DIRECTIONS[name]))
@@ -161,11 +184,22 @@ def run(
         yield from _lines(interleave(calls, repeats), f"{rows}x{length}")
 
 
+def _tensors(torch: Any, source: str | Path | BertConfig, params: Any) -> dict[str, Any]:
+    """The weights in torch: a random encoder takes the way of a checkpoint, too."""
+    if not isinstance(source, BertConfig):
+        return torch_weights(torch, hub.resolve(source), params["head"])
+    with TemporaryDirectory() as folder:
+        hub.save(folder, source, params["encoder"])
+        return torch_weights(torch, Path(folder), params["head"])
+
+
 def _torch_calls(
     torch: Any, weights: dict[str, Any], config: BertConfig, arrays: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Callable[[], Any]], float]:
-    """Calls for the timer, and the loss before any of them."""
-    batch = {name: torch.tensor(arrays[name]) for name in ("tokens", "mask", "label")}
+    """Calls for the timer, and the loss before any of them, which is in full float32."""
+    device = torch_device(torch)
+    weights = {name: w.to(device, copy=True) for name, w in weights.items()}
+    batch = {name: torch.tensor(arrays[name], device=device) for name in ("tokens", "mask", "label")}
     batch |= {name: batch[name].long() for name in ("tokens", "label")}
     trained = {name: w.clone().requires_grad_() for name, w in weights.items()}
     optimizer = torch.optim.SGD(list(trained.values()), lr=LEARNING_RATE)
@@ -185,7 +219,10 @@ def _torch_calls(
         optimizer.step()
 
     calls = {"forward, torch": forward, "step, torch, MeZO": mezo, "step, torch, back-propagation": sgd}
-    return calls, float(forward())
+    torch.backends.cuda.matmul.allow_tf32 = False
+    loss = float(forward())
+    torch.backends.cuda.matmul.allow_tf32 = True  # JAX's default on a GPU
+    return {case: finished(torch, call) for case, call in calls.items()}, loss
 
 
 def _agreement(ours: float, theirs: float, shape: str) -> Record:

@@ -12,7 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from launch.bench._harness import Record, import_torch, interleave, no_torch, record, temporaries, timings
+from launch.bench._harness import (
+    Record,
+    finished,
+    import_torch,
+    interleave,
+    no_torch,
+    record,
+    temporaries,
+    timings,
+    torch_device,
+)
+from launch.bench._sizes import chosen
 from zojax import random
 
 __all__ = ["run"]
@@ -31,21 +42,29 @@ DRAWS: dict[str, tuple[Callable[..., jax.Array], str | None]] = {
 EQUAL = ("zojax.random.normal", "zojax.random.rademacher")
 
 
-def run(repeats: int = 20, *, shape: tuple[int, int] = (2640, 2640)) -> Iterator[Record]:
+SCALES: dict[str, tuple[int, int]] = {
+    "minilm": (2640, 2640),  # as many weights as a third of MiniLM
+    "large": (16384, 16384),  # on a GPU long beside the launch of a kernel
+}
+
+
+def run(repeats: int = 20, *, scale: str = "minilm", shape: tuple[int, int] | None = None) -> Iterator[Record]:
     """Measures every draw.
 
     Args:
       repeats: rounds of the interleaved timing.
-      shape: of w.
+      scale: name in SCALES.
+      shape: of w; None: that of the scale.
 
     Yields:
       Lines: bitwise equality (1 or 0), temporaries in bytes, times in ns an element.
     """
+    size: tuple[int, int] = chosen(scale, SCALES) if shape is None else shape
     key = jax.random.key(0)
     for name in EQUAL:
         draw, other = DRAWS[name]
         assert other is not None
-        equal = jnp.array_equal(jax.jit(draw, static_argnums=1)(key, shape), DRAWS[other][0](key, shape))
+        equal = jnp.array_equal(jax.jit(draw, static_argnums=1)(key, size), DRAWS[other][0](key, size))
         yield record(BENCH, f"z, {name}", "bitwise_equal", int(equal), "bool", reference=f"z, {other}")
 
     cases: dict[str, Callable[[], Any]] = {}
@@ -58,11 +77,11 @@ def run(repeats: int = 20, *, shape: tuple[int, int] = (2640, 2640)) -> Iterator
             references[case] = reference
 
     constant = lambda key, shape: jnp.float32(1)  # noqa: E731
-    add_case("add", *_in_place(constant, key, shape), None)
+    add_case("add", *_in_place(constant, key, size), None)
     for name, (draw, other) in DRAWS.items():
-        add_case(f"w + z, {name}", *_in_place(draw, key, shape), f"w + z, {other}" if other else "add")
+        add_case(f"w + z, {name}", *_in_place(draw, key, size), f"w + z, {other}" if other else "add")
     for name, (draw, other) in DRAWS.items():
-        compiled = jax.jit(draw, static_argnums=1).lower(key, shape).compile()
+        compiled = jax.jit(draw, static_argnums=1).lower(key, size).compile()
         add_case(f"z, {name}", compiled, functools.partial(compiled, key), f"z, {other}" if other else None)
     for case, needed in bytes_of.items():
         other = references.get(case)
@@ -73,13 +92,15 @@ def run(repeats: int = 20, *, shape: tuple[int, int] = (2640, 2640)) -> Iterator
     if torch is None:
         yield no_torch(BENCH)
     else:
-        generator, w = torch.Generator().manual_seed(0), torch.zeros(shape)
-        cases["w + z, torch.randn"] = lambda: w.add_(torch.randn(shape, generator=generator), alpha=SCALE)
-        cases["z, torch.normal"] = lambda: torch.normal(0.0, 1.0, shape, generator=generator)
+        device = torch_device(torch)
+        generator, w = torch.Generator(device).manual_seed(0), torch.zeros(size, device=device)
+        options = dict(generator=generator, device=device)
+        cases["w + z, torch.randn"] = finished(torch, lambda: w.add_(torch.randn(size, **options), alpha=SCALE))
+        cases["z, torch.normal"] = finished(torch, lambda: torch.normal(0.0, 1.0, size, **options))
         references["w + z, torch.randn"] = "w + z, zojax.random.normal"
         references["z, torch.normal"] = "z, zojax.random.normal"
     seconds = interleave(cases, repeats)
-    yield from timings(BENCH, seconds, references, unit="ns/element", scale=1e9 / math.prod(shape))
+    yield from timings(BENCH, seconds, references, unit="ns/element", scale=1e9 / math.prod(size))
 
 
 def _in_place(draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...]) -> tuple[Any, Callable[[], Any]]:

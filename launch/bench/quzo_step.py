@@ -1,28 +1,33 @@
 """A QuZO step on a quantised pretrained encoder, over the float step: time, and bytes of weights and state.
 
 Both train all weights with SGD: the float step along signs (and along normal directions), QuZO along directions of 4
-bits and along signs, with updates on the grid. The bytes are those of the arguments of `apply`, weights and state.
+bits and along signs, with updates on the grid. At "billion" the model is a random decoder and the float step one in
+bfloat16, with products split into x W + s x Z. The bytes are those of the arguments of `apply`, weights and state.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from launch.bench._harness import Record, interleave, record, temporaries, timings
+from launch.bench._sizes import BERT_LARGE, LLAMA_1B, NextToken, chosen
 from launch.bench.zo_step import EPS, LEARNING_RATE, classifier, programs, random_batch, sgd_chain
-from models.language import bert
+from models.language import bert, llama
 from zojax import estimators, quant
 from zojax.directions import Gaussian, Rademacher
 from zojax.estimators import Estimator
 from zojax.perturb import PerturbSpec, Probe
+from zojax.precision import cast
 
 __all__ = ["run"]
 
 BENCH = "quzo_step"
-REFERENCE = "float32, signs"
 
 
 def _quzo(bits: int, probe: Probe, feedback: int) -> Estimator:
@@ -32,56 +37,104 @@ def _quzo(bits: int, probe: Probe, feedback: int) -> Estimator:
     return quant.on_grid(chain, key=jax.random.key(2), feedback=feedback)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A model and what is measured of it.
+
+    Attributes:
+      source: as `zo_step.classifier` takes it; or the sizes of a random decoder, whose float step is in bfloat16.
+      shapes: (rows, tokens) of the batches.
+      profiles: names in `quant.PROFILES`.
+      settings: names in SETTINGS.
+    """
+
+    source: str | Path | bert.BertConfig | llama.LlamaConfig
+    shapes: Sequence[tuple[int, int]]
+    profiles: Sequence[str]
+    settings: Sequence[str]
+
+
+SETTINGS: dict[str, tuple[int, Probe, int]] = {
+    "4 bits, beside": (4, "beside", 0),
+    "signs, beside": (1, "beside", 0),
+    "4 bits, codes": (4, "codes", 0),
+    "signs, codes": (1, "codes", 0),
+    "4 bits, beside, feedback 8": (4, "beside", 8),
+}
+SHORT = ("signs, beside", "4 bits, codes", "signs, codes")
+BYTES = ("w8a8_int", "w8a8_fp8")
+
+SCALES: dict[str, Scale] = {
+    "minilm": Scale(source="minilm", shapes=((16, 64),), profiles=tuple(quant.PROFILES), settings=tuple(SETTINGS)),
+    "large": Scale(source=BERT_LARGE, shapes=((64, 64),), profiles=BYTES, settings=SHORT),
+    "billion": Scale(source=LLAMA_1B, shapes=((8, 512),), profiles=BYTES, settings=SHORT),
+}
+
+
 def run(
     repeats: int = 5,
     *,
-    source: str | Path = "minilm",
-    shapes: Sequence[tuple[int, int]] = ((16, 64),),
-    profiles: Sequence[str] = tuple(quant.PROFILES),
+    scale: str = "minilm",
+    source: str | Path | bert.BertConfig | llama.LlamaConfig | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    profiles: Sequence[str] | None = None,
+    settings: Sequence[str] | None = None,
 ) -> Iterator[Record]:
     """Measures the step for every precision and way of probing.
 
     Args:
       repeats: rounds of each interleaved timing.
-      source: as `hub.load` takes it.
+      scale: name in SCALES, whose fields hold where an argument is None.
+      source: as `Scale` has it.
       shapes: (rows, tokens) of the batches.
       profiles: names in `quant.PROFILES`.
+      settings: names in SETTINGS; those with feedback are left out for 8-bit floats.
 
     Yields:
       Lines: bytes, temporaries, and times in ms, each compared with the float step along signs.
     """
-    task, params = classifier(source)
-    held = {REFERENCE: [params], "float32, normal": [jax.tree.map(jnp.copy, params)]}
-    chains = {REFERENCE: sgd_chain(Rademacher()), "float32, normal": sgd_chain(Gaussian())}
-    for name in profiles:
-        rules = quant.profile_rules(quant.PROFILES[name], kernels=bert.KERNELS, tables=bert.TABLES, rest="")
-        settings: dict[str, tuple[int, Probe, int]] = {
-            "4 bits, beside": (4, "beside", 0),
-            "signs, beside": (1, "beside", 0),
-            "4 bits, codes": (4, "codes", 0),
-            "signs, codes": (1, "codes", 0),
-        }
-        if "fp8" not in name:
-            settings["4 bits, beside, feedback 8"] = (4, "beside", 8)
-        for setting, options in settings.items():
-            held[f"{name}, {setting}"] = [jax.tree.map(jnp.copy, quant.quantize_tree(params, rules))]  # donated
-            chains[f"{name}, {setting}"] = _quzo(*options)
-    for rows, length in shapes:
-        batch = jax.device_put(random_batch(task.config.vocab_size, rows, length))
-        shape, calls, sizes, steps = f"{rows}x{length}", {}, {}, {}
-        for name, tx in chains.items():
-            calls[f"forward, {name}, {shape}"] = _forward(task, held[name], batch)
-            step = programs(task, held[name], batch, tx)
+    sizes: Scale = chosen(scale, SCALES)
+    task, params, kernels, tables = _model(sizes.source if source is None else source)
+    plain = "float32"
+    full = params
+    if isinstance(task, NextToken):
+        plain, full = "bfloat16", cast(params, "bfloat16", stacked=llama.STACKED)
+    signs = f"{plain}, signs"
+    held = {signs: [jax.tree.map(jnp.copy, full)], f"{plain}, normal": [jax.tree.map(jnp.copy, full)]}
+    chains = {signs: sgd_chain(Rademacher()), f"{plain}, normal": sgd_chain(Gaussian())}
+    for name in sizes.profiles if profiles is None else profiles:
+        quantized = quant.quantize_tree(
+            params, quant.profile_rules(quant.PROFILES[name], kernels=kernels, tables=tables, rest="")
+        )
+        for setting in sizes.settings if settings is None else settings:
+            bits, probe, feedback = SETTINGS[setting]
+            if not (feedback and "fp8" in name):
+                held[f"{name}, {setting}"] = [jax.tree.map(jnp.copy, quantized)]  # donated
+                chains[f"{name}, {setting}"] = _quzo(bits, probe, feedback)
+    del params, full
+    for rows, length in sizes.shapes if shapes is None else shapes:
+        batch = jax.device_put(
+            task.batch(rows, length)
+            if isinstance(task, NextToken)
+            else random_batch(task.config.vocab_size, rows, length)
+        )
+        shape, calls, needed, steps = f"{rows}x{length}", {}, {}, {}
+        with ThreadPoolExecutor() as pool:  # the compiler works on all of them at once
+            forwards = pool.map(lambda name: _forward(task, held[name], batch), chains)  # noqa: B023
+            made = pool.map(lambda name: programs(task, held[name], batch, chains[name]), chains)  # noqa: B023
+            compiled = dict(zip(chains, zip(forwards, made, strict=True), strict=True))
+        for name, (forward, step) in compiled.items():
+            calls[f"forward, {name}, {shape}"] = forward
             steps[f"step, {name}, {shape}"] = parts = (f"measure, {name}, {shape}", f"apply, {name}, {shape}")
             calls[parts[0]], calls[parts[1]] = step.call_measure, step.call_apply
             memory = step.apply.memory_analysis()
-            sizes[name] = {
+            needed[name] = {
                 "weights_and_state": memory.argument_size_in_bytes,
                 "measure_temporaries": temporaries(step.measure),
                 "apply_temporaries": temporaries(step.apply),
             }
-        for name, measured in sizes.items():
-            reference = None if name == REFERENCE else REFERENCE
+        for name, measured in needed.items():
+            reference = None if name == signs else signs
             for metric, value in measured.items():
                 yield record(
                     BENCH,
@@ -90,7 +143,7 @@ def run(
                     value,
                     "bytes",
                     reference=None if reference is None else f"{reference}, {shape}",
-                    reference_value=sizes[REFERENCE][metric],
+                    reference_value=needed[signs][metric],
                 )
         seconds = interleave(calls, repeats)
         for step, (measure, apply) in steps.items():
@@ -98,9 +151,17 @@ def run(
         references = {}
         for case in seconds:
             kind = case.split(",", 1)[0]
-            if case != f"{kind}, {REFERENCE}, {shape}":
-                references[case] = f"{kind}, {REFERENCE}, {shape}"
+            if case != f"{kind}, {signs}, {shape}":
+                references[case] = f"{kind}, {signs}, {shape}"
         yield from timings(BENCH, seconds, references)
+
+
+def _model(source: str | Path | bert.BertConfig | llama.LlamaConfig) -> tuple[Any, Any, str, str]:
+    """(task, float32 parameters, patterns of matrices and of tables)."""
+    if isinstance(source, llama.LlamaConfig):
+        task = NextToken(config=source)
+        return task, task.init(jax.random.key(0)), llama.KERNELS, llama.TABLES
+    return *classifier(source), bert.KERNELS, bert.TABLES
 
 
 def _forward(task, held, batch):

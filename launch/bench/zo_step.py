@@ -7,6 +7,7 @@ XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, which the line
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ import numpy as np
 import optax
 
 from launch.bench._harness import Record, interleave, record, temporaries, timings
+from launch.bench._sizes import Scale, chosen
 from models.language import hub
-from models.language.bert import STACKED
+from models.language.bert import STACKED, BertConfig
 from models.language.classifier import TextClassifier
 from zojax import estimators
 from zojax.directions import Direction, Gaussian, LowRank, Rademacher
@@ -39,16 +41,16 @@ DIRECTIONS: dict[str, Direction] = {
 }
 
 
-def classifier(source: str | Path) -> tuple[TextClassifier, Any]:
-    """A pretrained encoder with a random head.
+def classifier(source: str | Path | BertConfig) -> tuple[TextClassifier, Any]:
+    """A pretrained or random encoder with a random head.
 
     Args:
-      source: as `hub.load` takes it.
+      source: as `hub.load` takes it, or the sizes of a random encoder.
 
     Returns:
       (task, params). The head is not zero: the loss would be log 2 whatever the encoder does.
     """
-    config, pretrained = hub.load(source)
+    config, pretrained = (source, None) if isinstance(source, BertConfig) else hub.load(source)
     task = TextClassifier(config=config, num_classes=2, pretrained=pretrained)
     params = task.init(jax.random.key(0))
     kernel = np.random.default_rng(0).normal(0.0, 0.1, params["head"]["kernel"].shape)
@@ -101,7 +103,7 @@ def sgd_chain(direction: Direction, *, num_samples: int = 1, probes: Probes = "t
     return estimators.chain(head, optax.sgd(LEARNING_RATE))
 
 
-def programs(task: TextClassifier, held: list[Any], batch: Any, tx: Estimator) -> Programs:
+def programs(task: Any, held: list[Any], batch: Any, tx: Estimator) -> Programs:
     """Compiles the step of an estimator over all weights.
 
     Args:
@@ -134,16 +136,18 @@ def programs(task: TextClassifier, held: list[Any], batch: Any, tx: Estimator) -
 def run(
     repeats: int = 5,
     *,
-    source: str | Path = "minilm",
-    shapes: Sequence[tuple[int, int]] = ((16, 64), (64, 64)),
-    samples: Sequence[int] = (1, 8),
+    scale: str = "minilm",
+    source: str | Path | BertConfig | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    samples: Sequence[int] | None = None,
     directions: Sequence[str] = tuple(DIRECTIONS),
 ) -> Iterator[Record]:
     """Measures the step for every shape of batch, number of probes, direction and order of probes.
 
     Args:
       repeats: rounds of each interleaved timing.
-      source: as `hub.load` takes it.
+      scale: name in `_sizes.SCALES`, whose fields hold where an argument is None.
+      source: as `classifier` takes it.
       shapes: (rows, tokens) of the batches.
       samples: numbers of probes q.
       directions: names in DIRECTIONS.
@@ -152,12 +156,13 @@ def run(
       Lines: bytes of weights, then for every shape and q temporaries in bytes (compared with the forward's) and times
       in ms (compared with 2 q forwards).
     """
-    task, params = classifier(source)
+    sizes: Scale = chosen(scale)
+    task, params = classifier(sizes.source if source is None else source)
     held = [params]
     yield from _weights(params)
-    for rows, length in shapes:
+    for rows, length in sizes.shapes if shapes is None else shapes:
         batch = jax.device_put(random_batch(task.config.vocab_size, rows, length))
-        for q in samples:
+        for q in sizes.samples if samples is None else samples:
             yield from _group(task, held, batch, f"{rows}x{length}", q, directions, repeats)
 
 
@@ -189,15 +194,17 @@ def _group(
 
     calls = {forward_case: lambda: forward(held[0], batch), backward_case: call_backward}
     needed = {forward_case: temporaries(forward), backward_case: temporaries(backward)}
-    settings = []
-    for name in directions:
-        for probes in ("turn", "pair", "batch") if q == 1 else ("turn", "pair"):
-            setting = f"{name}, q={q}, {probes}, {shape}"
-            step = programs(task, held, batch, sgd_chain(DIRECTIONS[name], num_samples=q, probes=probes))
-            calls[f"measure, {setting}"], calls[f"apply, {setting}"] = step.call_measure, step.call_apply
-            needed[f"measure, {setting}"] = temporaries(step.measure)
-            needed[f"apply, {setting}"] = temporaries(step.apply)
-            settings.append(setting)
+    chains = {
+        f"{name}, q={q}, {probes}, {shape}": sgd_chain(DIRECTIONS[name], num_samples=q, probes=probes)
+        for name in directions
+        for probes in (("turn", "pair", "batch") if q == 1 else ("turn", "pair"))
+    }
+    with ThreadPoolExecutor() as pool:  # the compiler works on all of them at once
+        steps = dict(zip(chains, pool.map(lambda tx: programs(task, held, batch, tx), chains.values()), strict=True))
+    for setting, step in steps.items():
+        calls[f"measure, {setting}"], calls[f"apply, {setting}"] = step.call_measure, step.call_apply
+        needed[f"measure, {setting}"] = temporaries(step.measure)
+        needed[f"apply, {setting}"] = temporaries(step.apply)
 
     for case, size in needed.items():
         reference = None if case == forward_case else forward_case
@@ -207,7 +214,7 @@ def _group(
 
     seconds = interleave(calls, repeats)
     seconds[forwards_case] = 2 * q * seconds[forward_case]
-    for setting in settings:
+    for setting in steps:
         seconds[f"step, {setting}"] = seconds[f"measure, {setting}"] + seconds[f"apply, {setting}"]
     references = {case: forwards_case for case in seconds if case not in (forward_case, forwards_case, backward_case)}
     references[backward_case] = forward_case

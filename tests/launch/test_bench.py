@@ -186,7 +186,7 @@ def test_the_environment_comes_first(monkeypatch, capsys):
         seen.append(options)
         yield _harness.record("noise", "add", "time_min", 1.0, "ms")
 
-    monkeypatch.setitem(program.BENCHES, "noise", bench)
+    monkeypatch.setitem(program.BENCHES, "noise", lambda: bench)
     monkeypatch.setenv("XLA_FLAGS", "--xla_flag=1")
     assert program.main(["noise", "--repeats", "3"]) == 0
     assert program.main(["noise"]) == 0
@@ -214,6 +214,6 @@ def test_a_bench_that_cannot_run_is_one_line(monkeypatch, capsys):
         raise FileNotFoundError("no model")
         yield
 
-    monkeypatch.setitem(program.BENCHES, "zo_step", bench)
+    monkeypatch.setitem(program.BENCHES, "zo_step", lambda: bench)
     assert program.main(["zo_step"]) == 1
     assert capsys.readouterr().err == "bench: no model\n"

@@ -12,7 +12,8 @@ from launch import protocols, schema
 from launch.bench import __main__ as program
 from launch.bench import estimators as bench
 from launch.bench.zo_step import classifier, random_batch
-from launch.build import ESTIMATORS, FORWARDS, build
+from launch.build import build
+from launch.methods import ESTIMATORS, FORWARDS
 from tests.launch.test_bench import TINY, check_lines
 from zojax import replay
 from zojax.trees import merge
@@ -125,7 +126,7 @@ def test_bench():
     assert values["population of 2, 2x8", "share of throughput, min"] > 0
     compared = {line["case"]: line["reference"] for line in lines if line["metric"] == "time_median"}
     assert compared["step, hizoo, 2x8"] == "3 forwards, 2x8"
-    assert program.BENCHES["estimators"] is bench.run
+    assert program.BENCHES["estimators"]() is bench.run
     # grzo weighs the losses of per_example anew, multi_task those of spsa: a few scalars of a step.
     assert {*bench.CASES} == {*ESTIMATORS} - {"grzo", "multi_task"}
 
