@@ -17,7 +17,7 @@ import optax
 
 from launch.bench._harness import Record, interleave, record, temporaries, timings
 from launch.bench.zo_step import EPS, LEARNING_RATE, classifier, programs, random_batch
-from launch.build import FORWARDS
+from launch.methods import FORWARDS
 from launch.protocols import AnchoredTask, PerExampleTask
 from models.language.bert import STACKED
 from zojax import estimators
@@ -37,7 +37,7 @@ class Case:
     Attributes:
       make: (eps, spec, key=...) -> estimator.
       direction: of all leaves.
-      probes: q, as `launch.build.FORWARDS` counts.
+      probes: q, as `launch.methods.FORWARDS` counts.
     """
 
     make: Callable[..., Estimator]
