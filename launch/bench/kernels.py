@@ -35,6 +35,7 @@ __all__ = ["SCALES", "Case", "run"]
 BENCH = "kernels"
 COPY_RATE, PRODUCT_RATE = 4.3e12, 790e12  # bytes/s and flop/s
 SETS_BYTES = 256 * 2**20  # of the operands that take turns: five times the H200's cache of 50 MiB
+QUEUED_SECONDS = 0.02
 
 SCALE = 1e-3
 ARCS = ((1, False), (1, True))
@@ -74,16 +75,18 @@ def _compiled(way: Callable[..., Any], sets: Sequence[tuple[Any, ...]]) -> Progr
 
 
 def _seconds(program: Program, sets: Sequence[tuple[Any, ...]], repeats: int) -> float:
-    """Median seconds of one set, two runs of the program queued."""
-    jax.block_until_ready(program(sets))
-    rounds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        results = [program(sets) for _ in range(2)]
-        jax.block_until_ready(results)
-        rounds.append((time.perf_counter() - start) / (2 * len(sets)))
-        del results
-    return float(np.median(rounds))
+    """Median seconds of one set; so many runs of the program are queued that waiting for the last does not count."""
+
+    def queued(runs: int) -> float:
+        start, result = time.perf_counter(), None
+        for _ in range(runs):
+            result = program(sets)
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / (runs * len(sets))
+
+    queued(1)
+    runs = max(2, min(50, round(QUEUED_SECONDS / (queued(2) * len(sets)))))
+    return float(np.median([queued(runs) for _ in range(repeats)]))
 
 
 def _error(found: Any, expected: Any) -> float:
@@ -156,17 +159,20 @@ def _quantized(m: int, k: int, n: int, x_dtype: Any, w_dtype: Any) -> Case:
         scales = jnp.full((m, 1), 0.02, jnp.float32), jnp.full((1, n), 0.01, jnp.float32)
         return _codes(keys[0], (m, k), x_dtype), _codes(keys[1], (k, n), w_dtype), *scales
 
-    blocks = [(16, 32, 256, 4, 4), (16, 64, 128, 4, 4), (16, 128, 64, 4, 3)]
-    if m > 16:
-        blocks = [(64, 128, 64, 4, 3), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 128, 128, 8, 3)]
-    bits = {jnp.int4: 0.5}.get(w_dtype, 1)
+    bits, more = {jnp.int4: 0.5}.get(w_dtype, 1), {}
+    blocks = [(16, 64, 128, 4, 4, 8), (16, 128, 64, 4, 4, 8), (16, 128, 128, 4, 3, 4)]
+    if m > 64:
+        blocks = [(128, 128, 64, 8, 3, 1), (128, 256, 64, 8, 3, 1)]
+        if x_dtype == jnp.int8:
+            more = {"turned": True}
+            blocks = [(128, 128, 128, 8, 4, 1), (128, 256, 128, 8, 3, 1), (128, 128, 128, 4, 3, 1)]
     name = f"quantized_matmul, {np.dtype(x_dtype).name} x {np.dtype(w_dtype).name}, {m}x{k}x{n}"
     return Case(
         name=name,
         make=make,
         define=quantized_reference.scaled_product,
         kernel=quantized.run,
-        configs=[_blocks(quantized, *b) for b in blocks],
+        configs=[_blocks(quantized, *b, **more) for b in blocks],
         flops=2.0 * m * k * n / 2,  # 8-bit operands take half of the time
         moved=m * k + k * n * bits + 4 * m * n,
         others={"bfloat16 product": lambda x, w, *_: _product_like(x, w)},
@@ -178,8 +184,8 @@ def _product_like(x, w):
     return x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)
 
 
-def _blocks(module: Any, m: int, n: int, k: int, warps: int, stages: int) -> Any:
-    return module.Config(block_m=m, block_n=n, block_k=k, num_warps=warps, num_stages=stages)
+def _blocks(module: Any, m: int, n: int, k: int, warps: int, stages: int, parts: int, **more: bool) -> Any:
+    return module.Config(block_m=m, block_n=n, block_k=k, num_warps=warps, num_stages=stages, splits=parts, **more)
 
 
 def _codes(key: jax.Array, size: tuple[int, int], dtype: Any) -> jax.Array:
@@ -199,9 +205,11 @@ def _perturbed(m: int, k: int, n: int, w_dtype: Any, direction: perturbed_refere
         return x, w, random.key_words(random.own(key)), jnp.float32(SCALE), w_scale, None
 
     options = dict(direction=direction, full_shape=(k, n))
-    blocks = [(16, 32, 128, 4, 3), (16, 64, 64, 4, 3), (16, 64, 128, 4, 3)]
-    if m > 16:
-        blocks = [(64, 64, 32, 4, 2), (64, 128, 64, 8, 3), (128, 128, 64, 8, 3)]
+    blocks = [(32, 64, 128, 4, 3, 8), (32, 128, 64, 4, 4, 8), (32, 64, 64, 4, 4, 8), (32, 64, 128, 4, 3, 4)]
+    if direction != "signs":
+        blocks = [(32, 64, 32, 8, 3, 8), (32, 64, 64, 8, 3, 8)]
+    if m > 64:
+        blocks = [(128, 128, 64, 8, 3, 1), (128, 128, 32, 8, 4, 1), (64, 256, 64, 8, 3, 1)]
     return Case(
         name=f"perturbed_matmul, {np.dtype(w_dtype).name}, {direction}, 2x{m}x{k}x{n}",
         make=make,

@@ -146,14 +146,14 @@ def test_an_explicit_config_is_for_the_named_implementation():
 
 
 def test_dispatch_takes_the_first_that_is_supported():
-    x = jnp.ones(3)
+    x, here = jnp.ones(3), {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     backends = {
         name: Backend(platform=platform, supported=lambda x, why=why: why, run=lambda x, by=by: x * by)
         for name, platform, why, by in [
-            ("first", "cpu", "too small", 2.0),
-            ("second", "cpu", None, 3.0),
-            ("third", "cpu", None, 5.0),
-            ("elsewhere", "tpu", None, 7.0),
+            ("first", here, "too small", 2.0),
+            ("second", here, None, 3.0),
+            ("third", here, None, 5.0),
+            ("elsewhere", "tpu" if here != "tpu" else "cuda", None, 7.0),
         ]
     }
 

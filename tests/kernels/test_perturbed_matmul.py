@@ -23,6 +23,7 @@ CONFIGS = {
     "tpu deep": tpu.Config(block_m=32, block_n=256, block_k=256),
     "gpu": gpu.Config(block_m=16, block_n=16, block_k=32),
     "gpu deep": gpu.Config(block_m=32, block_n=64, block_k=128),
+    "gpu parts": gpu.Config(block_m=256, block_n=32, block_k=32, splits=5),  # one block of rows, which draws for itself
 }
 LEAF, START = (3, 500, 400), (2, 37, 11)  # the tile starts at bit 5 of a word of signs
 
@@ -202,7 +203,8 @@ def test_the_reference_is_the_product_with_a_perturbed_leaf(direction, dtype):
     def operator(key, x, w):
         return perturbed_matmul(x[None], w, key, 0.01, direction=direction, implementation="reference")[0]
 
-    np.testing.assert_array_equal(jax.jit(operator)(KEY, x, w), jax.jit(leaf)(KEY, x, w))
+    with jax.default_matmul_precision("highest"):  # which a leaf leaves to its user
+        np.testing.assert_array_equal(jax.jit(operator)(KEY, x, w), jax.jit(leaf)(KEY, x, w))
 
 
 def test_words_do_for_a_key_and_a_scalar_for_a_row_of_scales():
@@ -281,6 +283,7 @@ def test_refusals():
         ("full_shape: ", dict(x=x, w=w, full_shape=(48,))),
         ("start: 2 coordinates", dict(x=x, w=w, full_shape=(2, 8, 6), start=(0, 0))),
         ("loads no int4", dict(x=x, w=w.astype(jnp.int4), implementation="gpu")),
+        ("splits must divide the 1 steps", dict(x=x, w=w, implementation="gpu", config=gpu.Config(splits=2))),
         ("powers of two", dict(x=x, w=w, implementation="gpu", config=gpu.Config(block_n=48))),
         ("block_k of 128", dict(x=x, w=w, implementation="tpu", config=tpu.Config(block_k=64))),
         ("none named 'cpu'", dict(x=x, w=w, implementation="cpu")),

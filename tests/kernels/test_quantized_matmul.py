@@ -105,7 +105,11 @@ CONFIGS = {
         tpu.Config(block_m=32, block_n=128, block_k=128),
         tpu.Config(block_m=64, block_n=256, block_k=256),
     ],
-    "gpu": [gpu.Config(), gpu.Config(block_m=16, block_n=32, block_k=32)],
+    "gpu": [
+        gpu.Config(),
+        gpu.Config(block_m=16, block_n=32, block_k=32),
+        gpu.Config(block_m=16, block_n=32, block_k=32, turned=True),
+    ],
 }
 SHAPES = [(64, 512, 256), (5, 70, 100), (33, 129, 257)]
 
@@ -273,8 +277,27 @@ def test_a_named_implementation_never_falls_back():
             quantized_matmul(x, w, x_scale=x_scale, w_scale=w_scale, implementation="tpu")
 
 
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+def test_parts_of_the_depth_are_added(dtypes, turned):
+    args, integer = arguments(5, 500, 40, dtypes=dtypes), reference.is_integer(dtypes[0])
+    config = gpu.Config(block_m=16, block_n=32, block_k=64, splits=4, turned=turned)
+    if turned and not integer:
+        assert "integers alone are turned" in (gpu.supported(*args, config=config) or "")
+        return
+    assert gpu.supported(*args, config=config) is None
+    y = gpu.run(*args, config=config, interpret=interpreted(gpu))
+    if integer:
+        np.testing.assert_array_equal(y, reference.scaled_product(*args))
+    exact, magnitude = oracle(*args)
+    assert (np.abs(y - exact) <= (4 + (0 if integer else 500)) * EPS * magnitude).all()
+
+
 def test_impossible_blocks_are_refused():
     args = arguments(64, 512, 256)
+    assert "splits must divide 8 steps" in (gpu.supported(*args, config=gpu.Config(splits=3)) or "")
+    grouped = arguments(64, 512, 256, groups=2)
+    assert "1 beside group scales" in (gpu.supported(*grouped, config=gpu.Config(splits=2)) or "")
     for config in (tpu.Config(block_m=40), tpu.Config(block_k=64), tpu.Config(block_m=4096, block_n=4096)):
         assert tpu.supported(*(arguments(4096, 512, 4096) if config.block_m == 4096 else args), config=config)
     for config in (gpu.Config(block_m=48), gpu.Config(block_n=8), gpu.Config(block_k=16)):

@@ -22,11 +22,12 @@ from jaxtyping import Array, Float, Num
 
 from zojax.kernels._platform import cdiv, is_power_of_two
 from zojax.kernels.perturbed_matmul.reference import Direction, operand_dtype, product, splits
-from zojax.kernels.perturbed_matmul.tile import noise
+from zojax.kernels.perturbed_matmul.tile import aligned_signs, noise, spread_signs
 
 __all__ = ["Config"]
 
 PLATFORM = "cuda"
+GROUP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,13 @@ class Config:
     """Block sizes, all powers of two.
 
     Attributes:
-      block_m: rows of each side of x a program; at least 16. Noise is made once for every block of rows.
+      block_m: rows of x a program, of both sides together (of each side for float32 weights); at least 16.
       block_n: columns of w a program; at least 16.
       block_k: depth of one product; at least 32, the rows of a word of signs.
       num_warps: warps a program.
       num_stages: depth of the software pipeline.
+      splits: parts into which the depth is cut, each a program's, so that few rows occupy the whole GPU; the parts are
+        added in order. 1 for float32 weights.
 
     Example:
       >>> Config(block_m=16).block_k
@@ -50,12 +53,20 @@ class Config:
     block_k: int = 32
     num_warps: int = 4
     num_stages: int = 2
+    splits: int = 1
 
 
 def default_config(x, w, words, scale, w_scale, start) -> Config:
-    """Fewer rows where x has few."""
-    del w, words, scale, w_scale, start
-    return Config(block_m=min(Config.block_m, max(16, 1 << (x.shape[1] - 1).bit_length())))
+    """Fewer rows where x has few; then also a depth in parts, for weights that are split anyway."""
+    del words, scale, w_scale, start
+    sides, m, k = x.shape
+    if not splits(w.dtype):
+        return Config(block_m=min(Config.block_m, max(16, 1 << (m - 1).bit_length())))
+    rows = max(16, 1 << (sides * m - 1).bit_length())
+    if rows > 64:
+        return Config(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
+    parts = next(parts for parts in (8, 4, 2, 1) if cdiv(k, 128) % parts == 0)
+    return Config(block_m=rows, block_n=64, block_k=128, num_warps=4, num_stages=3, splits=parts)
 
 
 def supported(x, w, words, scale, w_scale, start, *, direction: Direction, full_shape, config: Config) -> str | None:
@@ -66,12 +77,14 @@ def supported(x, w, words, scale, w_scale, start, *, direction: Direction, full_
         return f"{config}: blocks must be powers of two, block_m and block_n at least 16 and block_k at least 32"
     if w.dtype == jnp.int4:
         return "w: Triton loads no int4"
+    if config.splits > 1 and (not splits(w.dtype) or cdiv(w.shape[0], config.block_k) % config.splits):
+        return f"{config}: splits must divide the {cdiv(w.shape[0], config.block_k)} steps, and is 1 for float32"
     if max(x.size, w.size, x.shape[0] * x.shape[1] * w.shape[1]) >= 2**31:
         return f"x, w: shapes {x.shape} and {w.shape}; Triton counts the elements of an operand or a result in 31 bits"
     return None
 
 
-def _window(ref, lead: tuple[int, ...], first: tuple, size: tuple[int, int]):
+def _window(ref, lead: tuple, first: tuple, size: tuple[int, int]):
     """(window, mask) of the tile at `first` of the matrix ref[lead]; the mask is None where tiles divide the matrix."""
     shape = ref.shape[-2:]
     axes = [axis for axis in (0, 1) if shape[axis] % size[axis]]
@@ -80,13 +93,13 @@ def _window(ref, lead: tuple[int, ...], first: tuple, size: tuple[int, int]):
     return window, functools.reduce(operator.and_, inside) if inside else None
 
 
-def _load(ref, lead: tuple[int, ...], first: tuple, size: tuple[int, int]) -> Array:
+def _load(ref, lead: tuple, first: tuple, size: tuple[int, int]) -> Array:
     window, mask = _window(ref, lead, first, size)
     return plt.load(window) if mask is None else plt.load(window, mask=mask, other=0)
 
 
-def _kernel(index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_shape, block, has_start):
-    """One tile of both sides."""
+def _whole_kernel(index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_shape, block, has_start):
+    """One tile of both sides, of float32 weights."""
     *w_scale_ref, out_ref = rest
     sides, (block_m, block_n, block_k) = x_ref.shape[0], block
     row, column = pl.program_id(0) * block_m, pl.program_id(1) * block_n
@@ -110,6 +123,43 @@ def _kernel(index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_shape, bl
         plt.store(window, total, mask=mask)
 
 
+def _split_kernel(
+    index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_shape, block, has_start, given, sides, parts
+):
+    """One tile of x W + s (x Z) over a part of the depth; rows of the second side have -s."""
+    *more, out_ref = rest
+    signs_ref, w_scale_ref = (more.pop(0) if there else None for there in given)
+    (rows, k), n, (block_m, block_n, block_k) = x_ref.shape, w_ref.shape[1], block
+    # Programs that follow one another take GROUP blocks of rows beside the same columns: few tiles, often in the cache.
+    at, part, group = pl.program_id(0), pl.program_id(1), GROUP * cdiv(n, block_n)
+    first = at // group * GROUP
+    height = jnp.minimum(cdiv(rows, block_m) - first, GROUP)
+    row, column = (first + at % group % height) * block_m, at % group // height * block_n
+    words = index_ref[0], index_ref[1]
+    start = [index_ref[2 + axis] for axis in range(len(full_shape))] if has_start else None
+    steps = cdiv(k, block_k) // parts
+
+    def step(number, totals):
+        depth = (part * steps + number) * block_k
+        if signs_ref is None:
+            z = noise(direction, words, full_shape, start, depth, column, (block_k, block_n))
+        else:
+            z = spread_signs(_load(signs_ref, (), (depth // 32, column), (block_k // 32, block_n)))
+        x = _load(x_ref, (), (row, depth), (block_m, block_k))
+        w = _load(w_ref, (), (depth, column), (block_k, block_n)).astype(x.dtype)
+        dot = functools.partial(jnp.dot, x, preferred_element_type=jnp.float32)
+        return totals[0] + dot(w), totals[1] + dot(z.astype(x.dtype))
+
+    zero = jnp.zeros((block_m, block_n), jnp.float32)
+    clean, along = lax.fori_loop(0, steps, step, (zero, zero))
+    if w_scale_ref is not None:
+        clean = clean * _load(w_scale_ref, (), (0, column), (1, block_n))
+    side = row + lax.broadcasted_iota(jnp.int32, (block_m, block_n), 0) >= rows // sides
+    scale = jnp.where(side, -scale_ref[0], scale_ref[0]) if sides == 2 else scale_ref[0]
+    window, mask = _window(out_ref, (part,), (row, column), (block_m, block_n))
+    plt.store(window, clean + scale * along, mask=mask)
+
+
 def run(
     x: Float[Array, "sides m k"],
     w: Num[Array, "k n"],
@@ -124,19 +174,39 @@ def run(
     interpret: bool = False,
 ) -> Float[Array, "sides m n"]:
     """`reference.perturbed_matmul` by this kernel."""
-    (sides, m, _), n = x.shape, w.shape[1]
+    (sides, m, k), n = x.shape, w.shape[1]
     block = (config.block_m, config.block_n, config.block_k)
-    x = x.astype(operand_dtype(w.dtype)) if splits(w.dtype) else x
     index = jnp.stack(words) if start is None else jnp.concatenate([jnp.stack(words), start])
-    kernel = functools.partial(
-        _kernel, direction=direction, full_shape=full_shape, block=block, has_start=start is not None
-    )
-    # The first axis of the grid counts fastest: programs that share a tile of weights follow one another.
-    return pl.pallas_call(
-        kernel,
-        grid=(cdiv(m, config.block_m), cdiv(n, config.block_n)),
-        out_shape=jax.ShapeDtypeStruct((sides, m, n), jnp.float32),
-        compiler_params=plt.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+    options = dict(direction=direction, full_shape=full_shape, block=block, has_start=start is not None)
+    compiler = plt.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages)
+    scales = [] if w_scale is None else [w_scale]
+    if not splits(w.dtype):
+        # The first axis of the grid counts fastest: programs that share a tile of weights follow one another.
+        return pl.pallas_call(
+            functools.partial(_whole_kernel, **options),
+            grid=(cdiv(m, config.block_m), cdiv(n, config.block_n)),
+            out_shape=jax.ShapeDtypeStruct((sides, m, n), jnp.float32),
+            compiler_params=compiler,
+            interpret=interpret,
+            name="perturbed_matmul",
+        )(index, scale.reshape(1), x, w, *scales)
+    rows = x.astype(operand_dtype(w.dtype)).reshape(sides * m, k)
+    blocks = cdiv(sides * m, config.block_m)
+    signs = []
+    if direction == "signs" and blocks > 1:  # else each block of rows would draw them again
+        at = None if start is None else list(start)
+        height = cdiv(k, config.block_k) * config.block_k
+        signs = [aligned_signs(words, full_shape, at, jnp.uint32(0), jnp.uint32(0), (height, n))]
+    given = (bool(signs), w_scale is not None)
+    parts = pl.pallas_call(
+        functools.partial(_split_kernel, **options, given=given, sides=sides, parts=config.splits),
+        grid=(blocks * cdiv(n, config.block_n), config.splits),
+        out_shape=jax.ShapeDtypeStruct((config.splits, sides * m, n), jnp.float32),
+        compiler_params=compiler,
         interpret=interpret,
         name="perturbed_matmul",
-    )(index, scale.reshape(1), x, w, *([] if w_scale is None else [w_scale]))
+    )(index, scale.reshape(1), rows, w, *signs, *scales)
+    total = parts[0]
+    for part in range(1, config.splits):
+        total += parts[part]
+    return total.reshape(sides, m, n)
