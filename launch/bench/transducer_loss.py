@@ -11,8 +11,9 @@ carry over to other machines roughly. The cases:
                         pruning costs, without a layer in the joiner
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.bench._harness import Record, interleave, record, temporaries
+from launch.bench._sizes import chosen
 from zojax.losses.transducer import fused_transducer_loss, pruned_transducer_loss, transducer_loss
 
 __all__ = ["run"]
@@ -27,44 +29,76 @@ __all__ = ["run"]
 BENCH = "transducer_loss"
 Shape = tuple[int, int, int, int]
 
-# B, T, U, V -> ms of fast_rnnt (C++).
-SHAPES: dict[Shape, float | None] = {
-    (1, 150, 40, 28): 3.7,
-    (16, 150, 40, 28): 50,
-    (1, 150, 20, 5000): 243,
-    (4, 200, 50, 128): 70,
+PEER = "fast_rnnt, November 2026"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Which shapes are measured, and what others have published of them.
+
+    Attributes:
+      peer: who.
+      shapes: (B, T, U, V) from logits, with the peer's ms.
+      joined: shape of the cases with a joiner.
+      pruned: shape, band, the peer's ms of the pruned case.
+      long: shape of the comparison with float64.
+    """
+
+    peer: str
+    shapes: Mapping[Shape, float | None]
+    joined: Shape
+    pruned: tuple[Shape, int, float | None]
+    long: Shape = (1, 800, 150, 32)
+
+
+SCALES: dict[str, Scale] = {
+    "core": Scale(
+        peer=PEER,
+        shapes={(1, 150, 40, 28): 3.7, (16, 150, 40, 28): 50, (1, 150, 20, 5000): 243, (4, 200, 50, 128): 70},
+        joined=(4, 200, 50, 1024),
+        pruned=((4, 200, 50, 500), 5, 150),
+    ),
+    # LibriSpeech's sizes on a GPU. As published for k2: the best exact loss 211 ms, the pruned one 38 ms.
+    "large": Scale(
+        peer="published, GPU",
+        shapes={(30, 400, 60, 500): 211},
+        joined=(30, 400, 60, 500),
+        pruned=((30, 400, 60, 500), 5, 38),
+    ),
 }
-JOINED: Shape = (4, 200, 50, 1024)
 WIDTH = 512  # of the joiner's hidden layer
 CHUNK = 1
-# fast_rnnt's pruned loss, the same band and shape.
-PRUNED: tuple[Shape, int, float | None] = ((4, 200, 50, 500), 5, 150)
-LONG: Shape = (1, 800, 150, 32)
 LONG_ERROR = 3.5e-4  # fast_rnnt, the best of three
-PEER = "fast_rnnt, November 2026"
 
 
 def run(
     repeats: int = 20,
     *,
-    shapes: Sequence[Shape] = tuple(SHAPES),
-    joined: Shape = JOINED,
-    pruned: tuple[Shape, int, float | None] = PRUNED,
-    long: Shape = LONG,
+    scale: str = "core",
+    shapes: Sequence[Shape] | None = None,
+    joined: Shape | None = None,
+    pruned: tuple[Shape, int, float | None] | None = None,
+    long: Shape | None = None,
 ) -> Iterator[Record]:
     """Measures all cases.
 
     Args:
       repeats: rounds of the interleaved timings; a quarter of them for the cases with a joiner.
+      scale: name in SCALES, whose fields hold where an argument is None.
       shapes: (B, T, U, V) from logits.
       joined: shape of the cases with a joiner.
-      pruned: shape, band and fast_rnnt's ms of the pruned case.
+      pruned: shape, band and the peer's ms of the pruned case.
       long: shape of the comparison with float64.
 
     Yields:
       Lines: errors against float64, temporaries in bytes (those through the joiner against the logits' own), times in
       ms.
     """
+    sizes: Scale = chosen(scale, SCALES)
+    shapes = tuple(sizes.shapes) if shapes is None else shapes
+    joined = sizes.joined if joined is None else joined
+    pruned = sizes.pruned if pruned is None else pruned
+    long = sizes.long if long is None else long
     yield from _errors(long)
     cases: dict[str, Any] = {}
     known: dict[str, float] = {}
@@ -73,9 +107,9 @@ def run(
         compiled, args = _from_logits(shape)
         cases[f"logits, {name}"] = functools.partial(compiled, *args)
         yield record(BENCH, f"logits, {name}", "temporaries", temporaries(compiled), "bytes")
-        if SHAPES.get(shape) is not None:
-            known[f"logits, {name}"] = SHAPES[shape]  # type: ignore[assignment]
-    yield from _times(interleave(cases, repeats), known, {})
+        if (value := sizes.shapes.get(shape)) is not None:
+            known[f"logits, {name}"] = value
+    yield from _times(interleave(cases, repeats), known, {}, sizes.peer)
 
     name = "x".join(map(str, joined))
     logits = f"the logits themselves, {name}"
@@ -92,16 +126,18 @@ def run(
     compiled, args = _with_joiner(functools.partial(_pruned, band=band), shape, shape[3])
     cases[case] = functools.partial(compiled, *args)
     known = {} if peer is None else {case: peer}
-    yield from _times(interleave(cases, max(1, repeats // 4)), known, references)
+    yield from _times(interleave(cases, max(1, repeats // 4)), known, references, sizes.peer)
 
 
-def _times(seconds: dict[str, np.ndarray], known: dict[str, float], references: dict[str, str]) -> Iterator[Record]:
+def _times(
+    seconds: dict[str, np.ndarray], known: dict[str, float], references: dict[str, str], other: str
+) -> Iterator[Record]:
     """Median and least time of each case; the median against a known figure or another case."""
     medians = {case: 1e3 * float(np.median(s)) for case, s in seconds.items()}
     for case, measured in seconds.items():
         reference, value = references.get(case), None
         if case in known:
-            reference, value = f"{PEER}, {case}", known[case]
+            reference, value = f"{other}, {case}", known[case]
             yield record(BENCH, reference, "time_median", value, "ms")
         elif reference is not None:
             value = medians[reference]
