@@ -14,8 +14,11 @@ from configs.base import get_base
 def get_config(source: str = "sst2") -> ml_collections.ConfigDict:
     """The config; `source` names another data set, as in --config=configs/sst2_minilm_quzo_int8.py:reviews."""
     c = get_base(source)
-    c.trainable = ("encoder/layers/",)
+    c.trainable = ("encoder/layers/value/kernel",)
     c.data.sampling = "importance"
+    c.data.batch_size = 32
+    c.data.packed_rows = 16
+    c.data.length_grouped = False
     c.quant.profile = "w8a8_int"
     c.method.name = "quzo"
     c.method.bits = 4
