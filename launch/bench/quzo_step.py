@@ -8,6 +8,7 @@ bfloat16, with products split into x W + s x Z. The bytes are those of the argum
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from models.language import bert, llama
 from zojax import estimators, quant
 from zojax.directions import Gaussian, Rademacher
 from zojax.estimators import Estimator
+from zojax.kernels.quantized_matmul import gpu
 from zojax.perturb import PerturbSpec, Probe
 from zojax.precision import cast
 
 __all__ = ["run"]
 
 BENCH = "quzo_step"
+XLA = ", products by XLA"
+"""Ends the names of settings that are measured without kernels."""
 
 
 def _quzo(bits: int, probe: Probe, feedback: int) -> Estimator:
@@ -60,12 +64,13 @@ SETTINGS: dict[str, tuple[int, Probe, int]] = {
     "4 bits, codes": (4, "codes", 0),
     "signs, codes": (1, "codes", 0),
     "4 bits, beside, feedback 8": (4, "beside", 8),
+    f"signs, beside{XLA}": (1, "beside", 0),
 }
-SHORT = ("signs, beside", "4 bits, codes", "signs, codes")
+SHORT = ("signs, beside", f"signs, beside{XLA}", "4 bits, codes", "signs, codes")
 BYTES = ("w8a8_int", "w8a8_fp8")
 
 SCALES: dict[str, Scale] = {
-    "minilm": Scale(source="minilm", shapes=((16, 64),), profiles=tuple(quant.PROFILES), settings=tuple(SETTINGS)),
+    "minilm": Scale(source="minilm", shapes=((16, 64),), profiles=tuple(quant.PROFILES), settings=tuple(SETTINGS)[:-1]),
     "large": Scale(source=BERT_LARGE, shapes=((64, 64),), profiles=BYTES, settings=SHORT),
     "billion": Scale(source=LLAMA_1B, shapes=((8, 512),), profiles=BYTES, settings=SHORT),
 }
@@ -119,10 +124,14 @@ def run(
             else random_batch(task.config.vocab_size, rows, length)
         )
         shape, calls, needed, steps = f"{rows}x{length}", {}, {}, {}
-        with ThreadPoolExecutor() as pool:  # the compiler works on all of them at once
-            forwards = pool.map(lambda name: _forward(task, held[name], batch), chains)  # noqa: B023
-            made = pool.map(lambda name: programs(task, held[name], batch, chains[name]), chains)  # noqa: B023
-            compiled = dict(zip(chains, zip(forwards, made, strict=True), strict=True))
+        compiled = {}
+        for of_xla in (False, True):
+            names = [name for name in chains if name.endswith(XLA) == of_xla]
+            # The compiler works on all of them at once.
+            with _without_kernels() if of_xla else nullcontext(), ThreadPoolExecutor() as pool:
+                forwards = pool.map(lambda name: _forward(task, held[name], batch), names)  # noqa: B023
+                made = pool.map(lambda name: programs(task, held[name], batch, chains[name]), names)  # noqa: B023
+                compiled |= dict(zip(names, zip(forwards, made, strict=True), strict=True))
         for name, (forward, step) in compiled.items():
             calls[f"forward, {name}, {shape}"] = forward
             steps[f"step, {name}, {shape}"] = parts = (f"measure, {name}, {shape}", f"apply, {name}, {shape}")
@@ -154,6 +163,17 @@ def run(
             if case != f"{kind}, {signs}, {shape}":
                 references[case] = f"{kind}, {signs}, {shape}"
         yield from timings(BENCH, seconds, references)
+
+
+@contextmanager
+def _without_kernels():
+    """What is compiled meanwhile on a GPU multiplies codes as XLA does."""
+    supported = gpu.supported
+    gpu.supported = lambda *args, **options: "switched off"
+    try:
+        yield
+    finally:
+        gpu.supported = supported
 
 
 def _model(source: str | Path | bert.BertConfig | llama.LlamaConfig) -> tuple[Any, Any, str, str]:
