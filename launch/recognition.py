@@ -11,7 +11,7 @@ import numpy as np
 
 from launch import speech
 from launch.schema import Config
-from models.transducer.decode import ExpansionBeam, Greedy, Search, decode
+from models.transducer.decode import ExpansionBeam, Greedy, Hypotheses, Search, decode
 from models.transducer.model import decodable, transducer
 from models.transducer.task import TransducerTask
 from zojax import train
@@ -57,18 +57,24 @@ def recognise(
     Yields:
       (id, what was said, what was recognised) of each utterance.
     """
-    encode = _encoder(task)
+    encode = encoder_program(task)
     for batch in found:
         frames, mask = encode(params, batch)
         best = decode(search(frames.shape[1], beam), decodable(task.config, params), frames, mask)
-        tokens, lengths = np.asarray(best.tokens[:, 0]), np.asarray(best.lengths[:, 0])
+        heard = best_labels(best)
         for row in np.flatnonzero(batch["weight"] > 0):
             said = made.decode(batch["labels"][row, : batch["label_lengths"][row]])
-            yield int(batch["id"][row]), said, made.decode(tokens[row, : lengths[row]])
+            yield int(batch["id"][row]), said, made.decode(heard[row])
+
+
+def best_labels(found: Hypotheses) -> list[np.ndarray]:
+    """The labels of each row's best hypothesis."""
+    tokens, lengths = np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
+    return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
 
 
 @functools.lru_cache(maxsize=8)
-def _encoder(task: TransducerTask) -> Callable[[Params, Any], Any]:
+def encoder_program(task: TransducerTask) -> Callable[[Params, Any], Any]:
     """The program that encodes a batch: one for all evaluations of a run."""
     model = transducer(task.config)
     return jax.jit(lambda params, batch: model.apply({"params": params}, *task.features(batch), method="encode"))

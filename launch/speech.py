@@ -246,19 +246,17 @@ def load(config: Config, key: jax.Array, *, splits: Iterable[str], trained: Call
         max_rows=config.data.batch_size,
         multiple=RATE // 10,
     )
-    evaluation = {}
+    found = {}
     for name in dict.fromkeys(("train", *splits)):
-        own = train if name == "train" else prepared.load(source(config), name)
-        size = _train_size(config) if name == "train" else len(own)
-        evaluation[name] = _evaluation(_examples(own, made, size, (100,)), config, bank)
-    task = make_task(config, made.size, statistics(evaluation["train"], bank))
+        found[name] = evaluation(config, made, name)
+    task = make_task(config, made.size, statistics(found["train"], bank))
     params = task.init(key)
     if config.model.weights:
         params = trained(params)
     rows = np.array([bucket.rows for bucket in buckets])
     steps = np.sum(1 / rows[np.searchsorted([bucket.length for bucket in buckets], examples.lengths)])
     training = _Training(batches.train_batches(examples, buckets, seed=config.seed), bank)
-    return Loaded(task, params, None, training, evaluation, max(round(float(steps)), 1))
+    return Loaded(task, params, None, training, found, max(round(float(steps)), 1))
 
 
 def _train_split(config: Config) -> prepared.Utterances:
@@ -291,7 +289,14 @@ def _examples(utterances: prepared.Utterances, made: units.Units, size: int, spe
     return Examples(utterances.ids[:size] * len(speeds), lengths, labels * len(speeds), x)
 
 
-def _evaluation(examples: Examples, config: Config, bank: FilterBank) -> "_Evaluation":
+def evaluation(config: Config, made: units.Units, split: str) -> Sequence[Any]:
+    """The evaluation batches of a split.
+
+    Raises:
+      ValueError: if there is no such split, or an utterance holds what the units cannot write.
+    """
+    utterances = prepared.load(source(config), split)
+    examples = _examples(utterances, made, _train_size(config) if split == "train" else len(utterances), (100,))
     buckets = plan_buckets(
         examples.lengths,
         examples.label_lengths,
@@ -300,7 +305,7 @@ def _evaluation(examples: Examples, config: Config, bank: FilterBank) -> "_Evalu
         max_rows=config.data.eval_batch_size,
         multiple=RATE // 10,
     )
-    return _Evaluation(batches.eval_batches(examples, buckets), bank)
+    return _Evaluation(batches.eval_batches(examples, buckets), filter_bank(config))
 
 
 def _batch(batch: batches.Batch, bank: FilterBank) -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""Writes down what is said in sound files, by a run of speech.
+
+    python -m launch.transcribe FILE... --workdir=runs/commands_rnnt [--stream] [--beam=4] [--weights=best|last|base]
+
+Prints a line for each file, "NAME<tab>TEXT". With --stream a file is heard as if it were just being spoken: a line
+"<tab>SECONDS<tab>TEXT" for each change of the text on the way, and at the end the real-time factor (seconds of work
+for a second of sound) and the emission latency, from the end of the frame that a label was recognised at to the moment
+when it was there. Files that cannot be read are named on stderr and counted. Exit code 1: none could be read; 2: a
+wrong request.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from launch import cli, recogniser
+from launch.recogniser import Recogniser
+from launch.recognition import best_labels, encoder_program, search
+from launch.streams import Stream, piece_frames
+from launch.weights import FOLDERS
+from models.transducer.decode import decode
+from models.transducer.model import decodable, transducer
+from zojax.data.audio.features import num_frames
+from zojax.data.audio.waves import RATE, AudioError, read_wave
+
+# A file is padded to a multiple of this, so that files of all lengths share a few programs.
+PADDED = 4 * RATE
+
+
+class Heard(NamedTuple):
+    """What hearing a file has cost.
+
+    Attributes:
+      seconds: of sound.
+      work: seconds of work.
+      latencies: seconds from the end of each label's frame to the moment when the label was there.
+      rest: seconds from the end of the sound to the end of the work.
+    """
+
+    seconds: float
+    work: float
+    latencies: list[float]
+    rest: float
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; returns its exit code."""
+    files = [argument for argument in argv[1:] if not argument.startswith("-")]
+    try:
+        values = cli.parse([argument for argument in argv if argument not in files], __doc__ or "", _define)
+        if not values["workdir"].value or not files:
+            raise ValueError("--workdir=RUN and one FILE or more are needed")
+        found = recogniser.load(Path(values["workdir"].value), str(values["weights"].value))
+        beam, streams = int(values["beam"].value or 0), bool(values["stream"].value)
+        if streams:
+            _ = transducer(found.task.config).encoder_state(1)  # says why, where an encoder does not stream
+    except (ValueError, FileNotFoundError) as error:
+        cli.complain("transcribe", error)
+        return cli.WRONG
+    heard, skipped = [], 0
+    for name in files:
+        try:
+            pcm = read_wave(name)
+        except AudioError as error:
+            cli.complain("transcribe", ValueError(f"{name}: {error}"))
+            skipped += 1
+            continue
+        if streams:
+            text, cost = stream(found, pcm, beam)
+            print(f"{name}\t{text}")
+            heard.append(cost)
+        else:
+            print(f"{name}\t{transcribe(found, pcm, beam)}")
+    if streams and heard:
+        print(summary(heard))
+    if skipped:
+        cli.complain("transcribe", ValueError(f"{skipped} of {len(files)} files could not be read"))
+    return cli.FAILED if skipped == len(files) else 0
+
+
+def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:
+    """What is said in a file, heard as a whole.
+
+    Args:
+      found: what recognises.
+      pcm: int16 samples at 16 kHz.
+      beam: hypotheses; 0: greedy search.
+
+    Returns:
+      The text.
+    """
+    frames = num_frames(len(pcm), found.bank)
+    padded = np.zeros((1, -(-max(len(pcm), 1) // PADDED) * PADDED), np.int16)
+    padded[0, : len(pcm)] = pcm
+    batch = {"pcm": padded, "frame_lengths": np.array([frames])}
+    encoded, mask = encoder_program(found.task)(found.params, batch)
+    best = decode(search(encoded.shape[1], beam), decodable(found.task.config, found.params), encoded, mask)
+    return found.units.decode(best_labels(best)[0])
+
+
+def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = True) -> tuple[str, Heard]:
+    """What is said in a file, heard piece by piece, as if each came when it had been spoken.
+
+    The work on a piece begins when its last sample is there and the piece before is done. Its duration is measured;
+    waiting for the speaker is not.
+
+    Args:
+      found: what recognises.
+      pcm: int16 samples at 16 kHz.
+      beam: hypotheses; 0: greedy search.
+      show: prints each change of the text.
+
+    Returns:
+      (the text, what it has cost).
+    """
+    task, bank = found.task, found.bank
+    size = piece_frames(task) * bank.hop
+    # Room for what the padded file would be given, so that the searches are one.
+    longest = num_frames(-(-max(len(pcm), 1) // PADDED) * PADDED, bank)
+    how = search(-(-longest // transducer(task.config).encoder.stride), beam)
+    _warm(found, how)
+    hearing = Stream(task, found.params, bank, how)
+    clock, work, said, shown = 0.0, 0.0, np.zeros(0, np.int32), ""
+    step = bank.hop * transducer(task.config).encoder.stride / RATE
+    latencies: list[float] = []
+    pieces = [pcm[start : start + size] for start in range(0, len(pcm), size)] or [pcm]
+    for number, piece in enumerate([*pieces, None]):
+        began = time.perf_counter()
+        if piece is not None:
+            hearing.push(piece[None])
+            there = min((number + 1) * size, len(pcm)) / RATE
+        else:
+            hearing.finish()
+            there = len(pcm) / RATE
+        best = jax.device_get(hearing.found())
+        took = time.perf_counter() - began
+        clock, work = max(clock, there) + took, work + took
+        count = int(best.lengths[0, 0])
+        ends = [(int(frame) + 1) * step for frame in best.frames[0, 0, :count]]
+        latencies += [clock - end for end in ends[len(latencies) :]]
+        said = best.tokens[0, 0, :count]
+        if show and (text := found.units.decode(said)) != shown:
+            shown = text
+            print(f"\t{there:.2f}\t{text}", flush=True)
+    return found.units.decode(said), Heard(len(pcm) / RATE, work, latencies, clock - len(pcm) / RATE)
+
+
+def summary(costs: Sequence[Heard]) -> str:
+    """Real-time factor and latencies of several files, in a line."""
+    seconds, latencies = sum(cost.seconds for cost in costs), [x for cost in costs for x in cost.latencies]
+    parts = [f"{len(costs)} files, {seconds:.1f} s", f"real-time factor {sum(c.work for c in costs) / seconds:.3f}"]
+    if latencies:
+        parts.append(f"emission latency {np.mean(latencies):.3f} s, at most {max(latencies):.3f} s")
+    return ", ".join([*parts, f"after the end {np.mean([cost.rest for cost in costs]):.3f} s"])
+
+
+def _warm(found: Recogniser, how) -> None:
+    """Compiles what a stream needs, so that no file pays for it."""
+    warm = Stream(found.task, found.params, found.bank, how)
+    warm.push(np.zeros((1, piece_frames(found.task) * found.bank.hop + found.bank.window), np.int16))
+    warm.finish()
+    jax.block_until_ready(warm.found())
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_enum("weights", "best", [*FOLDERS], "which weights", flag_values=values)
+    flags.DEFINE_bool("stream", False, "hear the files as they would be spoken", flag_values=values)
+    flags.DEFINE_integer("beam", 0, "hypotheses; 0: greedy search", lower_bound=0, flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,230 @@
+"""A transducer of tones, end to end: training by config, evaluation, transcription of files and streams."""
+
+import copy
+import json
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+import soundfile
+
+from launch import recogniser, recognition, schema, speech, streams
+from launch import train as train_program
+from launch import transcribe as transcribe_program
+from launch.build import build
+from models.transducer.decode import decode
+from models.transducer.model import decodable
+from zojax.data.audio.features import num_frames
+from zojax.data.audio.waves import RATE, read_wave
+from zojax.train.metrics import read_metrics
+
+TONES = {"A": 400.0, "B": 1300.0, "C": 3100.0}
+
+
+def write_tones(path, text: str, seed: int) -> None:
+    """A tone of 0.15 s and a rest of 0.05 s a letter, silence for the space, a little noise all over."""
+    rng = np.random.default_rng(seed)
+    at = np.arange(RATE // 5) / RATE
+    loud = np.where(at < 0.15, 0.3, 0)
+    parts = [np.sin(2 * np.pi * TONES[c] * at) * loud if c != " " else 0 * at for c in f" {text} "]
+    x = np.concatenate(parts)
+    # An odd number of samples: utterances end within frames and within pieces.
+    x = np.concatenate([x, np.zeros(int(rng.integers(1, 700)))])
+    soundfile.write(path, (x + 0.003 * rng.normal(size=len(x))).astype(np.float32), RATE)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder of tones with lists train, dev and test."""
+    folder, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
+    number = 0
+    for split, count in (("train", 48), ("dev", 6), ("test", 7)):
+        rows = ["path\ttext"]
+        for _ in range(count):
+            text = "".join(rng.choice(list(TONES), 5))
+            # Words of 1 to 4 letters; those of train and dev are of one length, and so of one shape.
+            cut = int(rng.integers(1, 4))
+            text = f"{text[:cut]} {text[cut + 1 :]}" if split != "test" or number % 2 else text[:cut]
+            write_tones(folder / f"{number}.wav", text, number)
+            rows.append(f"{number}.wav\t{text}")
+            number += 1
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fields(tiny, corpus):
+    """The fields of a config of a transducer of tones."""
+    fields = copy.deepcopy(tiny)
+    fields["trainable"] = (".*",)
+    fields["data"] |= {"source": str(corpus), "batch_size": 8, "eval_batch_size": 8}
+    fields["model"] |= {"name": "transducer", "source": "random", "head": "zero"}
+    fields["method"]["name"] = "first_order"
+    fields["speech"] |= {"bins": 16, "stack": 4, "width": 32, "embedding": 16, "joint": 32, "acoustic": 0.5}
+    fields["speech"] |= {"seconds": 30, "gain": 3.0, "speeds": (95, 100)}
+    fields["optimizer"] |= {"name": "adamw", "weight_decay": 0.01, "learning_rate": 1e-2, "clip_norm": 1.0}
+    fields["train"] |= {"steps": 400, "eval_every": 200, "checkpoint_every": 0, "log_every": 10, "keep_best": "wer"}
+    return fields
+
+
+def config_of(fields, **changes) -> Any:  # a type checker does not know a ConfigDict's fields
+    """The config, with fields of `speech` changed."""
+    config: Any = ml_collections.ConfigDict(copy.deepcopy(fields))
+    config.speech.update(changes)
+    schema.check(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained(fields, tmp_path_factory):
+    """The folder of a finished run, and what it printed."""
+    folder = tmp_path_factory.mktemp("speech")
+    (folder / "tones.py").write_text(
+        f"import ml_collections\ndef get_config(a=''):\n    return ml_collections.ConfigDict({fields!r})\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOJAX_CACHE", str(tmp_path_factory.getbasetemp() / "zojax_cache"))
+        code = train_program.main(["train", f"--config={folder / 'tones.py'}", f"--workdir={folder / 'run'}"])
+    assert code == 0
+    return folder / "run"
+
+
+def test_training_keeps_the_weights_of_the_least_dev_wer(trained):
+    lines = [line for line in read_metrics(trained) if line.get("split") == "dev"]
+    rates = {line["step"]: line["wer"] for line in lines}
+    assert list(rates) == [0, 200, 400]
+    kept = [int(path.name) for path in (trained / "best").iterdir()]
+    assert kept == [min(rates, key=lambda step: rates[step])]
+    ends = [json.loads(line) for line in (trained / "eval.jsonl").read_text().splitlines()]
+    assert {(line["split"], line["weights"]) for line in ends} == {
+        (split, which) for split in ("dev", "test") for which in ("last", "best")
+    }
+    # Three tones are told apart by their bins alone. A chance is 1.0 or more.
+    assert ends[-1]["wer"] <= 0.3
+
+
+@pytest.fixture(scope="module")
+def found(trained):
+    """What recognises tones."""
+    return recogniser.load(trained, "best")
+
+
+def files(corpus, split="test"):
+    """The paths and texts of a split."""
+    rows = [line.split("\t") for line in (corpus / f"{split}.tsv").read_text().splitlines()[1:]]
+    return [(corpus / path, text) for path, text in rows]
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_run_is_read_without_its_data(trained, which, fields):
+    run = build(config_of(fields), splits=("test",))
+    mine = recogniser.load(trained, which)
+    texts = [text for *_, text in recognition.recognise(mine.task, mine.params, run.evaluation["test"], mine.units)]
+    records = [json.loads(line) for line in (trained / "eval.jsonl").read_text().splitlines()]
+    wanted = next(r for r in records if (r["split"], r["weights"]) == ("test", which))
+    said = [said for _, said, _ in recognition.recognise(mine.task, mine.params, run.evaluation["test"], mine.units)]
+    wrong = sum((recognition.word_errors(a, b) for a, b in zip(said, texts, strict=True)), recognition.Errors())
+    assert wrong.errors == wanted["errors"]
+
+
+@pytest.mark.parametrize("beam", [0, 3])
+def test_no_answer_depends_on_the_batch_or_its_padding(found, fields, beam):
+    answers = []
+    for rows in (1, 8):
+        config = config_of(fields)
+        config.data.eval_batch_size = rows
+        best = {}
+        for batch in speech.evaluation(config, found.units, "test"):
+            frames, mask = recognition.encoder_program(found.task)(found.params, batch)
+            # More padding on top of the bucket's.
+            frames = jnp.pad(frames, ((0, 0), (0, rows), (0, 0)), constant_values=9.0)
+            mask = jnp.pad(mask, ((0, 0), (0, rows)))
+            heard = decode(recognition.search(64, beam), decodable(found.task.config, found.params), frames, mask)
+            for row in np.flatnonzero(batch["weight"] > 0):
+                labels = recognition.best_labels(heard)[row].tolist()
+                best[int(batch["id"][row])] = labels, float(heard.log_probs[row, 0])
+        answers.append([best[key] for key in sorted(best)])
+    single, together = answers
+    assert [labels for labels, _ in together] == [labels for labels, _ in single]
+    # Products over rows of other sizes are summed in another order: float32 over some 30 frames.
+    np.testing.assert_allclose([p for _, p in together], [p for _, p in single], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("beam", [0, 3])
+def test_streams_of_any_chunks_find_what_the_whole_gives(found, corpus, beam):
+    rng = np.random.default_rng(beam)
+    for path, _ in files(corpus)[:4]:
+        pcm = read_wave(path)
+        whole = transcribe_program.transcribe(found, pcm, beam)
+        stream = streams.Stream(found.task, found.params, found.bank, recognition.search(64, beam))
+        cuts = np.sort(rng.integers(0, len(pcm), 5))
+        for part in np.split(pcm, cuts):
+            stream.push(part[None])
+        stream.finish()
+        assert found.units.decode(recognition.best_labels(stream.found())[0]) == whole
+
+
+def test_rows_of_a_stream_end_when_they_end(found, corpus):
+    waves = [read_wave(path) for path, _ in files(corpus)]
+    longest = max(len(x) for x in waves)
+    pcm = np.stack([np.pad(x, (0, longest - len(x)), constant_values=77) for x in waves])
+    lengths = np.array([num_frames(len(x), found.bank) for x in waves])
+    stream = streams.Stream(found.task, found.params, found.bank, recognition.search(64, 0), frame_lengths=lengths)
+    stream.push(pcm)
+    stream.finish()
+    heard = [found.units.decode(labels) for labels in recognition.best_labels(stream.found())]
+    assert heard == [transcribe_program.transcribe(found, x) for x in waves]
+
+
+def test_transcribe_names_what_it_cannot_read(trained, corpus, tmp_path, capsys):
+    (tmp_path / "broken.flac").write_bytes(b"fLaC and no more")
+    good = [str(path) for path, _ in files(corpus)[:2]]
+    listed = [good[0], str(tmp_path / "broken.flac"), good[1], str(tmp_path / "none.wav")]
+    assert transcribe_program.main(["transcribe", *listed, f"--workdir={trained}"]) == 0
+    printed = capsys.readouterr()
+    offline = dict(line.split("\t") for line in printed.out.splitlines())
+    assert list(offline) == good
+    assert "broken.flac: " in printed.err
+    assert "none.wav: no such file" in printed.err
+    assert "2 of 4 files could not be read" in printed.err
+
+    assert transcribe_program.main(["transcribe", *good, f"--workdir={trained}", "--stream", "--beam=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"2 files, \d+\.\d s, real-time factor \d+\.\d{3}, emission latency \d+\.\d{3} s, at most \d+\.\d{3} s, "
+        r"after the end \d+\.\d{3} s",
+        lines[-1],
+    )
+    partial = [float(line.split("\t")[1]) for line in lines if line.startswith("\t")]
+    assert len(partial) >= 4
+    assert partial[0] < partial[1]
+    assert [line.split("\t")[0] for line in lines[:-1] if not line.startswith("\t")] == good
+
+    assert transcribe_program.main(["transcribe", listed[1], f"--workdir={trained}"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "one FILE or more"),
+        (("a.wav", "--workdir=/nowhere"), "holds no run"),
+        (("a.wav", "--beam=-1"), "beam"),
+    ],
+)
+def test_transcribe_refuses_wrong_requests(arguments, message, capsys):
+    assert transcribe_program.main(["transcribe", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_sees_the_whole_utterance_does_not_stream(fields, tmp_path, capsys):
+    config = config_of(fields, encoder="conformer", chunk=0, channels=(2,), width=8)
+    run = build(config, splits=("dev",))
+    schema.save(tmp_path, config)
+    speech.save_units(config, tmp_path)
+    recogniser.checkpoint.save(tmp_path / "base", run.params, {"step": 0})
+    arguments = ["transcribe", "a.wav", f"--workdir={tmp_path}", "--weights=base", "--stream"]
+    assert transcribe_program.main(arguments) == 2
+    assert "whole sequence" in capsys.readouterr().err
