@@ -92,9 +92,9 @@ def violations(module: str, names: set[str]) -> Iterator[str]:
         )
     if within(module, "models"):
         yield from only(
-            "a model sees ops, losses, leaves, the names of leaves and the Task protocol",
+            "a model sees ops, losses, leaves, the names of leaves, integer operators and the Task protocol",
             ("zojax",),
-            ("zojax.ops", "zojax.losses", "zojax.trees", "zojax.train.task", *LEAF_TYPES),
+            ("zojax.ops", "zojax.losses", "zojax.trees", "zojax.train.task", "zojax.accelerator", *LEAF_TYPES),
         )
         yield from refuse("a model knows no program", "configs", "launch")
     if within(module, "configs"):

@@ -58,7 +58,7 @@ class Format:
     """
 
     scale: Float[Array | np.ndarray, "..."]
-    zero: Int[Array | np.ndarray, "..."] = dataclasses.field(default_factory=lambda: jnp.int32(0))
+    zero: Int[Array | np.ndarray, "..."] = dataclasses.field(default_factory=lambda: np.array(0, np.int32))
     low: int = dataclasses.field(default=-128, metadata=dict(static=True))
     high: int = dataclasses.field(default=127, metadata=dict(static=True))
 
@@ -119,8 +119,8 @@ def symmetric_format(largest, bits: int = 8, *, power_of_two: bool = False) -> F
     top = 2 ** (bits - 1) - 1
     if power_of_two:
         scale = np.exp2(np.ceil(np.log2(largest / (top + 1))))
-        return Format(scale=jnp.asarray(scale, jnp.float32), low=-top - 1, high=top)
-    return Format(scale=jnp.asarray(largest / top, jnp.float32), low=-top, high=top)
+        return Format(scale=np.asarray(scale, np.float32), low=-top - 1, high=top)
+    return Format(scale=np.asarray(largest / top, np.float32), low=-top, high=top)
 
 
 def activation_format(low: float, high: float, bits: int = 8) -> Format:
@@ -150,7 +150,7 @@ def activation_format(low: float, high: float, bits: int = 8) -> Format:
     least, top = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scale = np.float32((high - low) / (2**bits - 1))
     zero = int(np.clip(np.round(least - low / scale), least, top))
-    return Format(scale=jnp.asarray(scale), zero=jnp.int32(zero), low=least, high=top)
+    return Format(scale=np.asarray(scale), zero=np.array(zero, np.int32), low=least, high=top)
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from zojax.accelerator import _wide
 from zojax.accelerator._wide import i32
@@ -25,6 +25,7 @@ __all__ = [
     "rdpot",
     "requantise",
     "rescale",
+    "rescale_float32",
     "saturate",
     "shift_right_rounding",
     "srdhm",
@@ -101,6 +102,27 @@ def rescale(factor) -> Rescale:
     """
     m, s = quantize_multiplier(factor)
     return Rescale(multiplier=jnp.asarray(m), shift=jnp.asarray(s))
+
+
+def rescale_float32(factor: Float[Array, "..."]) -> Rescale:
+    """The `Rescale` of float32 factors, in a program: their 24 bits fit the multiplier, so it is exact.
+
+    Args:
+      factor: non-negative, finite, below 2^30; nothing is checked.
+
+    Returns:
+      Rescale of their shape: that of `rescale` for the same numbers.
+
+    Example:
+      >>> r = jax.jit(rescale_float32)(jnp.float32(0.1))
+      >>> int(r.multiplier) == int(rescale(np.float32(0.1)).multiplier), int(r.shift)
+      (True, -3)
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(factor, jnp.float32), jnp.int32)
+    # 1.f 2^(e - 127) is 0.1f 2^(e - 126).
+    multiplier, shift = ((bits & 0x7FFFFF) | 0x800000) << 7, (bits >> 23) - 126
+    tiny = shift < -31
+    return Rescale(multiplier=jnp.where(tiny, 0, multiplier), shift=jnp.where(tiny, 0, shift))
 
 
 def srdhm(a: Int32[Array, "..."], b: Int32[Array, "..."]) -> Int32[Array, "..."]:

@@ -6,12 +6,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from zojax.accelerator import primitives, products
 from zojax.accelerator.device import Accelerator
 from zojax.accelerator.emulate import Format, Mode, Value, quantise
-from zojax.accelerator.fixed_point import Rescale, rescale
+from zojax.accelerator.fixed_point import Rescale, rescale, rescale_float32
 
 __all__ = [
     "FullyConnected",
@@ -89,6 +90,8 @@ class LinearPlan:
 def linear_plan(input: Format, weight: Format, output: Format, *, scales: Scales = "float64") -> LinearPlan:
     """The plan of a product with a weight, made on the host.
 
+    In float32 it may be made in a program as well, of scales that are computed there; the factor is the same.
+
     Args:
       input: format of the activations, with a scalar scale.
       weight: format of the weight, without zero point.
@@ -106,7 +109,12 @@ def linear_plan(input: Format, weight: Format, output: Format, *, scales: Scales
       >>> linear_plan(*[symmetric_format(127.0)] * 3).rescale.multiplier.tolist() == 2**30
       True
     """
-    by = rescale(factor(input.scale, weight.scale, output.scale, scales))
+    if scales == "float32" and any(isinstance(f.scale, Tracer) for f in (input, weight, output)):
+        # The barrier keeps the compiler from merging a division by a constant with other factors.
+        product = jax.lax.optimization_barrier(jnp.float32(input.scale) * jnp.float32(weight.scale))
+        by = rescale_float32(product / output.scale)
+    else:
+        by = rescale(factor(input.scale, weight.scale, output.scale, scales))
     return LinearPlan(input=input, weight=weight, output=output, rescale=by)
 
 
@@ -137,7 +145,7 @@ class FullyConnected:
 def weight_and_bias(kernel: Array, bias: Array | None, plan: LinearPlan, mode: Mode) -> tuple[Value, Value]:
     """A kernel and a bias as a mode holds them, the bias with the input's zero point folded in."""
     weight = quantise(kernel, plan.weight, mode)
-    sums = Format(scale=plan.input.scale * plan.weight.scale, low=SUM_LOW, high=SUM_HIGH)
+    sums = Format(scale=jnp.asarray(plan.input.scale * plan.weight.scale), low=SUM_LOW, high=SUM_HIGH)
     bias = jnp.zeros(kernel.shape[-1:], jnp.float32) if bias is None else bias
     return weight, products.fold(quantise(bias, sums, mode), weight, plan.input)
 

@@ -147,7 +147,9 @@ def lstm_plan(
     bits = accelerator.cell_bits
     hidden = output if hidden is None else hidden
     cell = Format(
-        scale=jnp.float32(2.0 ** (1 + cell_integer_bits - bits)), low=-(2 ** (bits - 1)), high=2 ** (bits - 1) - 1
+        scale=np.array(2.0 ** (1 + cell_integer_bits - bits), np.float32),
+        low=-(2 ** (bits - 1)),
+        high=2 ** (bits - 1) - 1,
     )
     clip = int(min(np.float32(cell_clip) / np.float32(cell.scale), cell.high)) if cell_clip > 0 else 0
     norm = None if gain is None else layer_norm_plan(gates, gain, Q3_12, guard=guard)

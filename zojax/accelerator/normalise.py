@@ -126,7 +126,7 @@ def layer_norm_layer(
       >>> layer_norm_layer(jnp.ones(1), jnp.ones(1), layer_norm_plan(f, f, f), "integer").bias.tolist()
       [33553408]
     """
-    sums = Format(scale=plan.gain.scale * 2.0**-10, low=SUM_LOW, high=SUM_HIGH)
+    sums = Format(scale=jnp.asarray(plan.gain.scale * 2.0**-10), low=SUM_LOW, high=SUM_HIGH)
     return LayerNorm(plan=plan, gain=quantise(gain, plan.gain, mode), bias=quantise(bias, sums, mode))
 
 
@@ -221,7 +221,7 @@ def layer_norm(x: Value, p: LayerNorm, accelerator: Accelerator) -> Value:
     if lacks(accelerator, "layer_norm"):
 
         def outside(x):
-            bias_scale = Format(scale=plan.gain.scale * 2.0**-10, low=SUM_LOW, high=SUM_HIGH)
+            bias_scale = Format(scale=jnp.asarray(plan.gain.scale * 2.0**-10), low=SUM_LOW, high=SUM_HIGH)
             gain, bias = value_of(p.gain, plan.gain), value_of(p.bias, bias_scale)
             return quantise(_floats(value_of(x, plan.input), gain, bias, plan.epsilon), plan.output, mode)
 

@@ -13,7 +13,7 @@ from zojax.accelerator.emulate import Q0_7, Q3_12, Format, Value
 from zojax.accelerator.linear import FullyConnected, fully_connected
 from zojax.accelerator.transfers import lacks, leave
 
-__all__ = ["Embedding", "Joiner", "embed", "joiner"]
+__all__ = ["Embedding", "Joiner", "embed", "join", "joiner"]
 
 
 @jax.tree_util.register_dataclass
@@ -108,8 +108,31 @@ def joiner(x: Value, y: Value, p: Joiner, accelerator: Accelerator) -> Value:
       >>> joiner(jnp.int8([1]), jnp.int8([0]), Joiner(encoder=side, predictor=side, output=out), TFLITE).tolist()
       [77]
     """
-    total = primitives.add(
-        fully_connected(x, p.encoder, accelerator), fully_connected(y, p.predictor, accelerator), Q3_12
+    return join(
+        fully_connected(x, p.encoder, accelerator), fully_connected(y, p.predictor, accelerator), p.output, accelerator
     )
-    hidden = primitives.tanh(total, accelerator)
-    return fully_connected(primitives.shift(hidden, 8, Q0_7), p.output, accelerator)
+
+
+def join(x: Value, y: Value, output: FullyConnected, accelerator: Accelerator) -> Value:
+    """`joiner` of what its two projections gave, so that each frame and label is projected once.
+
+    Args:
+      x: [*batch, joint] in Q3.12.
+      y: [*batch, joint] in Q3.12.
+      output: the joiner's last layer, of the same mode.
+      accelerator: whose arithmetic.
+
+    Returns:
+      [*batch, vocabulary] in the output layer's format.
+
+    Example:
+      >>> from zojax.accelerator import TFLITE
+      >>> from zojax.accelerator.emulate import symmetric_format
+      >>> from zojax.accelerator.linear import fully_connected_layer, linear_plan
+      >>> f = symmetric_format(127.0)
+      >>> out = fully_connected_layer(100 * jnp.eye(1), None, linear_plan(Q0_7, f, f), "integer")
+      >>> join(jnp.int16([4096]), jnp.int16([0]), out, TFLITE).tolist()
+      [77]
+    """
+    hidden = primitives.tanh(primitives.add(x, y, Q3_12), accelerator)
+    return fully_connected(primitives.shift(hidden, 8, Q0_7), output, accelerator)
