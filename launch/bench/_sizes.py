@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +40,19 @@ class Scale:
       source: what `zo_step.classifier` takes.
       shapes: (rows, tokens) of the batches.
       samples: numbers of probes.
+      orders: of the two sides of a single probe.
     """
 
     source: str | Path | bert.BertConfig = "minilm"
     shapes: Sequence[tuple[int, int]] = ((16, 64), (64, 64))
     samples: Sequence[int] = (1, 8)
+    orders: Sequence[Literal["turn", "pair", "batch"]] = ("turn", "pair", "batch")
 
 
-SCALES: dict[str, Scale] = {"minilm": Scale(), "large": Scale(source=BERT_LARGE, samples=(1,))}
+SCALES: dict[str, Scale] = {
+    "minilm": Scale(),
+    "large": Scale(source=BERT_LARGE, shapes=((64, 64), (16, 64)), samples=(1,), orders=("turn", "pair")),
+}
 
 
 def chosen(scale: str, scales: Mapping[str, Any] = SCALES) -> Any:

@@ -163,7 +163,7 @@ def run(
     for rows, length in sizes.shapes if shapes is None else shapes:
         batch = jax.device_put(random_batch(task.config.vocab_size, rows, length))
         for q in sizes.samples if samples is None else samples:
-            yield from _group(task, held, batch, f"{rows}x{length}", q, directions, repeats)
+            yield from _group(task, held, batch, f"{rows}x{length}", q, directions, sizes.orders, repeats)
 
 
 def _weights(params: Any) -> Iterator[Record]:
@@ -179,7 +179,14 @@ def _weights(params: Any) -> Iterator[Record]:
 
 
 def _group(
-    task: TextClassifier, held: list[Any], batch: Any, shape: str, q: int, directions: Sequence[str], repeats: int
+    task: TextClassifier,
+    held: list[Any],
+    batch: Any,
+    shape: str,
+    q: int,
+    directions: Sequence[str],
+    orders: Sequence[Probes],
+    repeats: int,
 ) -> Iterator[Record]:
     """One interleaving: the forward, back-propagation and all steps of q probes."""
     forward = jax.jit(lambda params, batch: task.loss(params, batch)[0]).lower(held[0], batch).compile()
@@ -197,7 +204,7 @@ def _group(
     chains = {
         f"{name}, q={q}, {probes}, {shape}": sgd_chain(DIRECTIONS[name], num_samples=q, probes=probes)
         for name in directions
-        for probes in (("turn", "pair", "batch") if q == 1 else ("turn", "pair"))
+        for probes in (orders if q == 1 else ("turn", "pair"))
     }
     with ThreadPoolExecutor() as pool:  # the compiler works on all of them at once
         steps = dict(zip(chains, pool.map(lambda tx: programs(task, held, batch, tx), chains.values()), strict=True))
