@@ -50,7 +50,7 @@ def torch_weights(torch: Any, folder: Path, head: Mapping[str, Any]) -> dict[str
     """
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("bert."): x for name, x in load_file(folder / "model.safetensors").items()}
     unused = ("pooler.", "embeddings.position_ids")
     weights = {name: x.float() for name, x in tensors.items() if not name.startswith(unused)}
     weights["head.weight"] = torch.tensor(np.asarray(head["kernel"]).T.copy())
