@@ -53,7 +53,7 @@ def partitioned(lowered: Any) -> tuple[Any, str]:
             # The default keeps temporaries alive longer than they are needed.
             "xla_cpu_enable_concurrency_optimized_scheduler": False,
         }
-        cached = jax.config.jax_enable_compilation_cache
+        cached = jax.config.values["jax_enable_compilation_cache"]
         jax.config.update("jax_enable_compilation_cache", False)  # a cached program writes no text
         try:
             compiled = lowered.compile(compiler_options=options)

@@ -124,13 +124,14 @@ def main(argv: Sequence[str]) -> int:
         compiled = shrunk(sizes)
         _have(int(np.prod(list(compiled.values()))))
         problem = describe(config)
-        needs = [zeroth_order(config, problem, sizes, compiled, given["platform"])]
+        request = (config, problem, sizes, compiled, given["platform"])
+        needs = [] if config.method.name == "first_order" else [zeroth_order(*request)]
         if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(problem.trainable)):
-            needs.append(first_order(config, problem, sizes, compiled, given["platform"]))
+            needs.append(first_order(*request))
     except (ValueError, FileNotFoundError) as error:
         cli.complain("plan", error)
         return cli.WRONG
-    print(report(config, problem, sizes, compiled, given["platform"], needs))
+    print(report(*request, needs))
     return 0
 
 
@@ -190,8 +191,9 @@ def describe(config: Config) -> Problem:
     if config.model.name != "prompted_lm" or config.adapter.rank or config.quant.profile != "none":
         run = build(config, splits=("dev",))
         shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
-        trees = jax.tree.map(shape, (run.params, run.frozen, jax.tree.map(jnp.asarray, next(run.batches))))
-        return Problem(run.task, *trees, run.steps_per_epoch)
+        batch = jax.tree.map(jnp.asarray, next(run.batches))
+        trainable, frozen, batch = jax.tree.map(shape, (run.params, run.frozen, batch))
+        return Problem(run.task, trainable, frozen, batch, run.steps_per_epoch)
     sizes = NAMED.get(config.model.source)
     if sizes is None:
         read = configs.read(hub.resolve(config.model.source) / "config.json")
@@ -231,7 +233,7 @@ class _Placed(NamedTuple):
             spec = PartitionSpec(names) if divided else PartitionSpec()
             return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-        return cls(*(_on(tree, mesh) for tree in (problem.trainable, problem.frozen)), jax.tree.map(row, problem.batch))
+        return cls(_on(problem.trainable, mesh), _on(problem.frozen, mesh), jax.tree.map(row, problem.batch))
 
 
 def _on(shapes: Shapes, mesh: Any) -> Shapes:
@@ -256,11 +258,9 @@ def bytes_of(shapes: Shapes) -> int:
 def zeroth_order(config: Config, problem: Problem, sizes: Any, compiled: Any, platform: str) -> Need:
     """What the config's own method needs."""
     key = jax.random.key(0)
-    _, inner = make_method(
+    inner: Any = make_method(
         config, problem.task, problem.trainable, key, rounding_key=key, steps_per_epoch=problem.steps_per_epoch
-    )
-    if config.method.name == "first_order":
-        return first_order(config, problem, sizes, compiled, platform, inner)
+    )[1]
     tx: Any = quantization.keep_on_grid(config, inner, problem.trainable, key)
     measure = train.make_measure(protocols.wrap_task(config, problem.task), tx, microbatches=config.train.microbatches)
     apply = train.make_apply(tx)
@@ -277,22 +277,20 @@ def zeroth_order(config: Config, problem: Problem, sizes: Any, compiled: Any, pl
     return _need(config.method.name, problem, programs, state_of, sizes, compiled, platform)
 
 
-def first_order(
-    config: Config, problem: Problem, sizes: Any, compiled: Any, platform: str, optimizer: Any = None
-) -> Need:
-    """What back-propagation needs, with Adam unless the config's own optimiser is given; layers are not recomputed."""
-    tx = optax.adam(1e-3) if optimizer is None else optimizer
+def first_order(config: Config, problem: Problem, sizes: Any, compiled: Any, platform: str) -> Need:
+    """What back-propagation needs, with Adam; layers are not recomputed."""
+    tx = optax.adam(1e-3)
     method = train.first_order(problem.task, tx, description="", microbatches=config.train.microbatches)
 
-    def state(mesh: Any, placed: _Placed) -> Shapes:
+    def state_of(mesh: Any, placed: _Placed) -> Shapes:
         return _on(jax.eval_shape(tx.init, placed.trainable), mesh)
 
     def programs(placed: _Placed, mesh: Any) -> list[tuple[Any, tuple[Any, ...]]]:
-        inputs = (placed.trainable, placed.frozen, state(mesh, placed), placed.batch, jax.random.key(0), jnp.int32(1))
+        state = state_of(mesh, placed)
+        inputs = (placed.trainable, placed.frozen, state, placed.batch, jax.random.key(0), jnp.int32(1))
         return [(method.step, inputs)]
 
-    name = "back-propagation, " + ("Adam" if optimizer is None else config.optimizer.name)
-    return _need(name, problem, programs, state, sizes, compiled, platform)
+    return _need("back-propagation, Adam", problem, programs, state_of, sizes, compiled, platform)
 
 
 def _need(name: str, problem: Problem, programs: Any, state: Any, sizes: Any, compiled: Any, platform: str) -> Need:

@@ -35,6 +35,7 @@ NAMES = (
     "estimators",
     "tensor_train",
     "kernels",
+    "hub_import",
 )
 BENCHES: dict[str, Callable[[], Bench]] = {name: functools.partial(_load, name) for name in NAMES}
 
