@@ -2,7 +2,14 @@
 
     python -m launch.eval --workdir=runs/quickstart [--split=test] [--weights=last|best|base]
 
-Prints one JSON object. Exit code 2: a wrong request.
+Prints one JSON object. Of a run of speech it prints a table instead: word and character errors of a greedy and of a
+beam search, over whole utterances and as streams, with their times; the figures go to recognised_SPLIT_WEIGHTS.jsonl in
+the folder of the run, what was heard to heard_SPLIT_WEIGHTS.jsonl.
+
+    python -m launch.eval --workdir=runs/an4_rnnt [--beam=4] [--listed=WORDS] [--aligner=runs/an4_conformer:best]
+
+WORDS is a file of words, for the errors on these and on all others apart; the aligner is a run that says when words are
+said, for the emission delay. Exit code 1: a stream gave another text than the whole utterance; 2: a wrong request.
 """
 
 import json
@@ -12,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli, recognition, schema
+from launch import cli, evaluate_speech, schema
 from launch.build import build
 from launch.weights import FOLDERS, find_weights, load_weights
 from zojax import train
@@ -27,13 +34,15 @@ def main(argv: Sequence[str]) -> int:
         config = schema.load(workdir)
         which, split = str(values["weights"].value), str(values["split"].value)
         path = find_weights(workdir, which)
+        if config.model.name == "transducer":
+            options = {name: values[name].value or "" for name in ("listed", "aligner")}
+            return evaluate_speech.run(workdir, which, split, beam=int(values["beam"].value or 0), **options)
         run = build(config, splits=tuple({"dev", split}))
     except (ValueError, FileNotFoundError) as error:
         cli.complain("eval", error)
         return cli.WRONG
     params = load_weights(path, run)
     metrics = train.evaluate(train.make_evaluate(run.task), params, run.frozen, run.evaluation[split])
-    metrics |= recognition.metrics(config, run, params, split=split)
     print(json.dumps({"split": split, "weights": which, "step": checkpoint.load_meta(path)["step"], **metrics}))
     return 0
 
@@ -42,6 +51,11 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "which examples", flag_values=values)
     flags.DEFINE_enum("weights", "last", [*FOLDERS], "which weights", flag_values=values)
+    flags.DEFINE_integer(
+        "beam", 4, "hypotheses of a speech run's second search; 0: none", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_string("listed", None, "file of words whose errors are told apart", flag_values=values)
+    flags.DEFINE_string("aligner", None, "run of speech that says when words are said", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -34,15 +34,19 @@ PADDED = 4 * RATE
 
 
 class Heard(NamedTuple):
-    """What hearing a file has cost.
+    """What was heard in a stream, and what it has cost.
 
     Attributes:
+      labels: what was recognised.
+      frames: the encoder's frame of each label.
       seconds: of sound.
       work: seconds of work.
       latencies: seconds from the end of each label's frame to the moment when the label was there.
       rest: seconds from the end of the sound to the end of the work.
     """
 
+    labels: np.ndarray
+    frames: np.ndarray
     seconds: float
     work: float
     latencies: list[float]
@@ -63,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError) as error:
         cli.complain("transcribe", error)
         return cli.WRONG
-    heard, skipped = [], 0
+    heard: list[Heard] = []
+    skipped = 0
     for name in files:
         try:
             pcm = read_wave(name)
@@ -72,9 +77,8 @@ def main(argv: Sequence[str]) -> int:
             skipped += 1
             continue
         if streams:
-            text, cost = stream(found, pcm, beam)
-            print(f"{name}\t{text}")
-            heard.append(cost)
+            heard.append(stream(found, pcm, beam, show=True))
+            print(f"{name}\t{found.units.decode(heard[-1].labels)}")
         else:
             print(f"{name}\t{transcribe(found, pcm, beam)}")
     if streams and heard:
@@ -104,7 +108,7 @@ def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:
     return found.units.decode(best_labels(best)[0])
 
 
-def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = True) -> tuple[str, Heard]:
+def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = False) -> Heard:
     """What is said in a file, heard piece by piece, as if each came when it had been spoken.
 
     The work on a piece begins when its last sample is there and the piece before is done. Its duration is measured;
@@ -117,7 +121,7 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Tr
       show: prints each change of the text.
 
     Returns:
-      (the text, what it has cost).
+      What was heard. A label that takes the place of another, as in a beam, has the latency of the first.
     """
     task, bank = found.task, found.bank
     size = piece_frames(task) * bank.hop
@@ -126,38 +130,43 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Tr
     how = search(-(-longest // transducer(task.config).encoder.stride), beam)
     _warm(found, how)
     hearing = Stream(task, found.params, bank, how)
-    clock, work, said, shown = 0.0, 0.0, np.zeros(0, np.int32), ""
+    clock, work, shown = 0.0, 0.0, ""
     step = bank.hop * transducer(task.config).encoder.stride / RATE
+    labels, frames = np.zeros(0, np.int32), np.zeros(0, np.int32)
     latencies: list[float] = []
-    pieces = [pcm[start : start + size] for start in range(0, len(pcm), size)] or [pcm]
+    pieces = [pcm[start : start + size] for start in range(0, len(pcm), size)]
     for number, piece in enumerate([*pieces, None]):
         began = time.perf_counter()
         if piece is not None:
             hearing.push(piece[None])
-            there = min((number + 1) * size, len(pcm)) / RATE
         else:
             hearing.finish()
-            there = len(pcm) / RATE
+        there = min((number + 1) * size, len(pcm)) / RATE
         best = jax.device_get(hearing.found())
         took = time.perf_counter() - began
         clock, work = max(clock, there) + took, work + took
         count = int(best.lengths[0, 0])
-        ends = [(int(frame) + 1) * step for frame in best.frames[0, 0, :count]]
-        latencies += [clock - end for end in ends[len(latencies) :]]
-        said = best.tokens[0, 0, :count]
-        if show and (text := found.units.decode(said)) != shown:
+        labels, frames = best.tokens[0, 0, :count], best.frames[0, 0, :count]
+        latencies += [clock - (int(frame) + 1) * step for frame in frames[len(latencies) :]]
+        if show and (text := found.units.decode(labels)) != shown:
             shown = text
             print(f"\t{there:.2f}\t{text}", flush=True)
-    return found.units.decode(said), Heard(len(pcm) / RATE, work, latencies, clock - len(pcm) / RATE)
+    return Heard(labels, frames, len(pcm) / RATE, work, latencies, clock - len(pcm) / RATE)
 
 
-def summary(costs: Sequence[Heard]) -> str:
+def factor(heard: Sequence[Heard]) -> float:
+    """The real-time factor: seconds of work for a second of sound."""
+    return sum(one.work for one in heard) / sum(one.seconds for one in heard)
+
+
+def summary(heard: Sequence[Heard]) -> str:
     """Real-time factor and latencies of several files, in a line."""
-    seconds, latencies = sum(cost.seconds for cost in costs), [x for cost in costs for x in cost.latencies]
-    parts = [f"{len(costs)} files, {seconds:.1f} s", f"real-time factor {sum(c.work for c in costs) / seconds:.3f}"]
+    latencies = [x for one in heard for x in one.latencies]
+    seconds = sum(one.seconds for one in heard)
+    parts = [f"{len(heard)} files, {seconds:.1f} s", f"real-time factor {factor(heard):.3f}"]
     if latencies:
         parts.append(f"emission latency {np.mean(latencies):.3f} s, at most {max(latencies):.3f} s")
-    return ", ".join([*parts, f"after the end {np.mean([cost.rest for cost in costs]):.3f} s"])
+    return ", ".join([*parts, f"after the end {np.mean([one.rest for one in heard]):.3f} s"])
 
 
 def _warm(found: Recogniser, how) -> None:

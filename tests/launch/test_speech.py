@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from launch import recogniser, recognition, schema, speech, streams
+from launch import endpoints, evaluate_speech, recogniser, recognition, schema, speech, streams
+from launch import eval as eval_program
 from launch import train as train_program
 from launch import transcribe as transcribe_program
 from launch.build import build
@@ -118,16 +119,13 @@ def files(corpus, split="test"):
     return [(corpus / path, text) for path, text in rows]
 
 
-@pytest.mark.parametrize("which", ["best", "last"])
-def test_a_run_is_read_without_its_data(trained, which, fields):
-    run = build(config_of(fields), splits=("test",))
-    mine = recogniser.load(trained, which)
-    texts = [text for *_, text in recognition.recognise(mine.task, mine.params, run.evaluation["test"], mine.units)]
+def test_a_run_is_read_without_its_optimizer(trained):
+    mine = recogniser.load(trained, "last")
+    batches = speech.evaluation(mine.config, mine.units, "test")
+    errors = recognition.errors(mine.task, mine.params, batches, mine.units)
     records = [json.loads(line) for line in (trained / "eval.jsonl").read_text().splitlines()]
-    wanted = next(r for r in records if (r["split"], r["weights"]) == ("test", which))
-    said = [said for _, said, _ in recognition.recognise(mine.task, mine.params, run.evaluation["test"], mine.units)]
-    wrong = sum((recognition.word_errors(a, b) for a, b in zip(said, texts, strict=True)), recognition.Errors())
-    assert wrong.errors == wanted["errors"]
+    (wanted,) = (line for line in records if (line["split"], line["weights"]) == ("test", "last"))
+    assert (errors.errors, errors.words) == (wanted["errors"], wanted["words"])
 
 
 @pytest.mark.parametrize("beam", [0, 3])
@@ -228,3 +226,55 @@ def test_what_sees_the_whole_utterance_does_not_stream(fields, tmp_path, capsys)
     arguments = ["transcribe", "a.wav", f"--workdir={tmp_path}", "--weights=base", "--stream"]
     assert transcribe_program.main(arguments) == 2
     assert "whole sequence" in capsys.readouterr().err
+
+
+def test_eval_is_one_table(trained, tmp_path, capsys):
+    listed = tmp_path / "listed.txt"
+    listed.write_text("A AB\n")
+    arguments = [
+        f"--workdir={trained}",
+        "--weights=best",
+        "--beam=2",
+        f"--listed={listed}",
+        f"--aligner={trained}:best",
+    ]
+    assert eval_program.main(["eval", *arguments]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for column in ("WER", "CER", "U-WER", "B-WER", "RTF", "delay", "first", "last", "after end"):
+        assert column in printed[1]
+    assert [line.split()[:3] for line in printed[2:]] == [
+        ["greedy", "whole", "10"],
+        ["greedy", "stream", "10"],
+        ["beam", "2", "whole"],
+        ["beam", "2", "stream"],
+    ]
+    records = [json.loads(line) for line in (trained / "recognised_test_best.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (trained / "eval.jsonl").read_text().splitlines()]
+    (wanted,) = (line for line in kept if (line["split"], line["weights"]) == ("test", "best"))
+    greedy, stream = records[:2]
+    assert (greedy["errors"], greedy["words"]) == (stream["errors"], stream["words"]) == (wanted["errors"], 10)
+    np.testing.assert_allclose(greedy["nats_per_label"], wanted["nats_per_label"], rtol=1e-5)
+    assert greedy["low"] <= greedy["wer"] <= greedy["high"]
+    # A tone has to be heard before it is known, and is told from others within its 0.2 s and the next.
+    assert -0.2 < stream["delay"] < 0.4
+    assert 0 < stream["first"] < 0.4
+    heard = [json.loads(line) for line in (trained / "heard_test_best.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in heard] == list(range(7))
+    assert all(line["greedy whole"] == line["greedy stream"] for line in heard)
+
+
+def test_streams_that_differ_end_the_evaluation(trained, monkeypatch, capsys):
+    honest = evaluate_speech.stream
+    monkeypatch.setattr(evaluate_speech, "stream", lambda *a, **k: honest(*a, **k)._replace(labels=np.array([1])))
+    assert eval_program.main(["eval", f"--workdir={trained}", "--beam=0"]) == 1
+    assert "streams give another text" in capsys.readouterr().err
+
+
+def test_words_are_aligned_to_where_they_are(found, corpus):
+    aligner = endpoints.Aligner(found)
+    for path, text in files(corpus)[:3]:
+        ends = aligner(read_wave(path), text)
+        # Silence of 0.2 s comes first, then 0.2 s a character; see `write_tones`.
+        where = np.cumsum([len(word) + 1 for word in text.split()]) * 0.2
+        np.testing.assert_allclose(ends, where, atol=0.3)
+    assert aligner(np.zeros(0, np.int16), "A") == []
