@@ -22,12 +22,13 @@ from jaxtyping import Array, Float, Num
 
 from zojax.kernels._platform import cdiv, is_power_of_two
 from zojax.kernels.perturbed_matmul.reference import Direction, operand_dtype, product, splits
-from zojax.kernels.perturbed_matmul.tile import aligned_signs, noise, spread_signs
+from zojax.kernels.perturbed_matmul.tile import noise
 
 __all__ = ["Config"]
 
 PLATFORM = "cuda"
-GROUP = 8
+MAX_ROWS = 128
+"""Of both sides together; see `supported`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,11 @@ def default_config(x, w, words, scale, w_scale, start) -> Config:
     if not splits(w.dtype):
         return Config(block_m=min(Config.block_m, max(16, 1 << (m - 1).bit_length())))
     rows = max(16, 1 << (sides * m - 1).bit_length())
-    if rows > 64:
-        return Config(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
-    parts = next(parts for parts in (8, 4, 2, 1) if cdiv(k, 128) % parts == 0)
-    return Config(block_m=rows, block_n=64, block_k=128, num_warps=4, num_stages=3, splits=parts)
+    parts = next(parts for parts in (8, 4, 2, 1) if cdiv(k, 64) % parts == 0)
+    # Eight warps for many normals a thread, or many rows.
+    return Config(
+        block_m=min(rows, 128), block_n=64, block_k=64, num_warps=4 if rows <= 32 else 8, num_stages=4, splits=parts
+    )
 
 
 def supported(x, w, words, scale, w_scale, start, *, direction: Direction, full_shape, config: Config) -> str | None:
@@ -77,6 +79,10 @@ def supported(x, w, words, scale, w_scale, start, *, direction: Direction, full_
         return f"{config}: blocks must be powers of two, block_m and block_n at least 16 and block_k at least 32"
     if w.dtype == jnp.int4:
         return "w: Triton loads no int4"
+    if x.shape[0] * x.shape[1] > MAX_ROWS:
+        # Every block of rows makes the noise again. On an H200, with 4096 x 4096 weights of bfloat16, 32 rows took 0.3
+        # (signs) and 0.9 (normal) of XLA's time, 8,192 rows 1.4 and 7.6 times it.
+        return f"x: {x.shape[0] * x.shape[1]} rows; XLA, which stores the noise, is faster beyond {MAX_ROWS}"
     if config.splits > 1 and (not splits(w.dtype) or cdiv(w.shape[0], config.block_k) % config.splits):
         return f"{config}: splits must divide the {cdiv(w.shape[0], config.block_k)} steps, and is 1 for float32"
     if max(x.size, w.size, x.shape[0] * x.shape[1] * w.shape[1]) >= 2**31:
@@ -123,28 +129,18 @@ def _whole_kernel(index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_sha
         plt.store(window, total, mask=mask)
 
 
-def _split_kernel(
-    index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_shape, block, has_start, given, sides, parts
-):
+def _split_kernel(index_ref, scale_ref, x_ref, w_ref, *rest, direction, full_shape, block, has_start, sides, parts):
     """One tile of x W + s (x Z) over a part of the depth; rows of the second side have -s."""
-    *more, out_ref = rest
-    signs_ref, w_scale_ref = (more.pop(0) if there else None for there in given)
-    (rows, k), n, (block_m, block_n, block_k) = x_ref.shape, w_ref.shape[1], block
-    # Programs that follow one another take GROUP blocks of rows beside the same columns: few tiles, often in the cache.
-    at, part, group = pl.program_id(0), pl.program_id(1), GROUP * cdiv(n, block_n)
-    first = at // group * GROUP
-    height = jnp.minimum(cdiv(rows, block_m) - first, GROUP)
-    row, column = (first + at % group % height) * block_m, at % group // height * block_n
+    *w_scale_ref, out_ref = rest
+    (rows, k), (block_m, block_n, block_k) = x_ref.shape, block
+    row, column, part = pl.program_id(0) * block_m, pl.program_id(1) * block_n, pl.program_id(2)
     words = index_ref[0], index_ref[1]
     start = [index_ref[2 + axis] for axis in range(len(full_shape))] if has_start else None
     steps = cdiv(k, block_k) // parts
 
     def step(number, totals):
         depth = (part * steps + number) * block_k
-        if signs_ref is None:
-            z = noise(direction, words, full_shape, start, depth, column, (block_k, block_n))
-        else:
-            z = spread_signs(_load(signs_ref, (), (depth // 32, column), (block_k // 32, block_n)))
+        z = noise(direction, words, full_shape, start, depth, column, (block_k, block_n))
         x = _load(x_ref, (), (row, depth), (block_m, block_k))
         w = _load(w_ref, (), (depth, column), (block_k, block_n)).astype(x.dtype)
         dot = functools.partial(jnp.dot, x, preferred_element_type=jnp.float32)
@@ -152,8 +148,8 @@ def _split_kernel(
 
     zero = jnp.zeros((block_m, block_n), jnp.float32)
     clean, along = lax.fori_loop(0, steps, step, (zero, zero))
-    if w_scale_ref is not None:
-        clean = clean * _load(w_scale_ref, (), (0, column), (1, block_n))
+    if w_scale_ref:
+        clean = clean * _load(w_scale_ref[0], (), (0, column), (1, block_n))
     side = row + lax.broadcasted_iota(jnp.int32, (block_m, block_n), 0) >= rows // sides
     scale = jnp.where(side, -scale_ref[0], scale_ref[0]) if sides == 2 else scale_ref[0]
     window, mask = _window(out_ref, (part,), (row, column), (block_m, block_n))
@@ -191,21 +187,14 @@ def run(
             name="perturbed_matmul",
         )(index, scale.reshape(1), x, w, *scales)
     rows = x.astype(operand_dtype(w.dtype)).reshape(sides * m, k)
-    blocks = cdiv(sides * m, config.block_m)
-    signs = []
-    if direction == "signs" and blocks > 1:  # else each block of rows would draw them again
-        at = None if start is None else list(start)
-        height = cdiv(k, config.block_k) * config.block_k
-        signs = [aligned_signs(words, full_shape, at, jnp.uint32(0), jnp.uint32(0), (height, n))]
-    given = (bool(signs), w_scale is not None)
     parts = pl.pallas_call(
-        functools.partial(_split_kernel, **options, given=given, sides=sides, parts=config.splits),
-        grid=(blocks * cdiv(n, config.block_n), config.splits),
+        functools.partial(_split_kernel, **options, sides=sides, parts=config.splits),
+        grid=(cdiv(sides * m, config.block_m), cdiv(n, config.block_n), config.splits),
         out_shape=jax.ShapeDtypeStruct((config.splits, sides * m, n), jnp.float32),
         compiler_params=compiler,
         interpret=interpret,
         name="perturbed_matmul",
-    )(index, scale.reshape(1), rows, w, *signs, *scales)
+    )(index, scale.reshape(1), rows, w, *scales)
     total = parts[0]
     for part in range(1, config.splits):
         total += parts[part]

@@ -12,7 +12,7 @@ from zojax import random
 from zojax.kernels._platform import cdiv
 from zojax.kernels.perturbed_matmul.reference import Direction
 
-__all__ = ["aligned_signs", "noise", "spread_signs"]
+__all__ = ["noise"]
 
 TOP_BIT = np.uint32(0x80000000)
 ONE = np.uint32(0x3F800000)  # the float32 1.0
@@ -48,28 +48,21 @@ def noise(
       >>> bool((z == random.signs(words, (70, 8))[32:64]).all())
       True
     """
-    row, column = jnp.asarray(row).astype(jnp.uint32), jnp.asarray(column).astype(jnp.uint32)
-    if direction == "signs":
-        return spread_signs(aligned_signs(words, full_shape, start, row, column, size))
     *lead, first_row, first_column = [jnp.uint32(0)] * len(full_shape) if start is None else start
+    row = jnp.asarray(row).astype(jnp.uint32)
+    column = first_column + jnp.asarray(column).astype(jnp.uint32)
+    if direction == "signs":
+        offset = None if start is None else first_row
+        return _signs(words, full_shape, lead, offset, row, column, size)
     rows = lax.broadcasted_iota(jnp.uint32, size, 0) + (first_row + row)
-    columns = lax.broadcasted_iota(jnp.uint32, size, 1) + (first_column + column)
+    columns = lax.broadcasted_iota(jnp.uint32, size, 1) + column
     if direction == "normal":
         return random.normal_at(words, full_shape, (*lead, rows, columns))
     return _sign(random.bits_at(words, full_shape, (*lead, rows, columns)))
 
 
-def aligned_signs(
-    words: tuple[Any, Any],
-    full_shape: Sequence[int],
-    start: Sequence[Any] | None,
-    row: Any,
-    column: Any,
-    size: tuple[int, int],
-) -> UInt32[Array, "lines columns"]:
-    """The signs of a tile, 32 rows a word: bit i of a word is row i of its 32. Arguments as of `noise`."""
-    *lead, first_row, first_column = [jnp.uint32(0)] * len(full_shape) if start is None else start
-    column = first_column + column
+def _signs(words, full_shape, lead, offset, row, column, size) -> Float[Array, "rows columns"]:
+    """Signs at 1/32 of a draw, or at 2/32 where `offset`, the weight's first row in the leaf, is not None."""
     shape = (*full_shape[:-2], cdiv(full_shape[-2], 32), full_shape[-1])
     lines = lax.broadcasted_iota(jnp.uint32, (size[0] // 32, size[1]), 0)
     columns = lax.broadcasted_iota(jnp.uint32, (size[0] // 32, size[1]), 1) + column
@@ -77,20 +70,16 @@ def aligned_signs(
     def draw(line) -> UInt32[Array, "lines columns"]:
         return random.bits_at(words, shape, (*lead, lines + line, columns))
 
-    if start is None:
-        return draw(row >> np.uint32(5))
-    # The tile may start within a word: bit i of an aligned word is row i of 32, out of two words of the leaf.
-    line, shift = (first_row + row) >> np.uint32(5), (first_row + row) & np.uint32(31)
-    above = (draw(line + np.uint32(1)) << np.uint32(1)) << (np.uint32(31) - shift)  # no shift by 32 in one
-    return (draw(line) >> shift) | above
-
-
-def spread_signs(aligned: UInt32[Array, "lines columns"]) -> Float[Array, "rows columns"]:
-    """The signs of `aligned_signs` as float32."""
-    lines, columns = aligned.shape
-    spread = (lines, 32, columns)
+    if offset is None:
+        aligned = draw(row >> np.uint32(5))
+    else:
+        # The tile may start within a word: bit i of an aligned word is row i of 32, out of two words of the leaf.
+        line, shift = (offset + row) >> np.uint32(5), (offset + row) & np.uint32(31)
+        above = (draw(line + np.uint32(1)) << np.uint32(1)) << (np.uint32(31) - shift)  # no shift by 32 in one
+        aligned = (draw(line) >> shift) | above
+    spread = (size[0] // 32, 32, size[1])
     shifts = np.uint32(31) - lax.broadcasted_iota(jnp.uint32, spread, 1)
-    return _sign(jnp.broadcast_to(aligned[:, None, :], spread) << shifts).reshape(lines * 32, columns)
+    return _sign(jnp.broadcast_to(aligned[:, None, :], spread) << shifts).reshape(size)
 
 
 def _sign(words: UInt32[Array, "*s"]) -> Float[Array, "*s"]:

@@ -20,6 +20,7 @@ from zojax.kernels.quantized_matmul.reference import is_integer
 __all__ = ["Config"]
 
 PLATFORM = "cuda"
+MAX_FLOAT_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,13 @@ class Config:
 def default_config(x, w, x_scale, w_scale) -> Config:
     """Blocks for these arguments: no taller than x, and a depth that divides a group; integers of many rows turned."""
     (m, k), groups = x.shape, w_scale.shape[0]
-    if m > 64 and groups == 1 and is_integer(w.dtype):
-        return Config(block_m=128, block_n=128, block_k=128, num_warps=8, num_stages=4, turned=True)
+    if m > MAX_FLOAT_ROWS and groups == 1 and is_integer(w.dtype):
+        return Config(block_m=128, block_n=128, block_k=128, num_warps=4, num_stages=3, turned=True)
     rows = next((rows for rows in (16, 32) if m <= rows), Config.block_m)
-    depth = 32 if k // groups % Config.block_k else Config.block_k
-    parts = next(parts for parts in (8, 4, 2, 1) if cdiv(k, depth) % parts == 0) if groups == 1 and m <= 64 else 1
-    return Config(block_m=rows, block_k=depth, splits=parts)
+    if groups > 1:
+        return Config(block_m=rows, block_k=32 if k // groups % Config.block_k else Config.block_k)
+    parts = next(parts for parts in (4, 2, 1) if cdiv(k, 128) % parts == 0)
+    return Config(block_m=rows, block_k=128, splits=parts)
 
 
 def _lacks_e4m3() -> bool:
@@ -78,6 +80,9 @@ def supported(x, w, x_scale, w_scale, *, config: Config) -> str | None:
         return f"w_scale: a group of {w.shape[0] // groups} rows is not a multiple of block_k={config.block_k}"
     if config.splits > 1 and (groups > 1 or cdiv(w.shape[0], config.block_k) % config.splits):
         return f"{config}: splits must divide {cdiv(w.shape[0], config.block_k)} steps, and is 1 beside group scales"
+    if x.shape[0] > MAX_FLOAT_ROWS and not is_integer(x.dtype):
+        # On an H200, 4096 x 4096 x 4096, it took 2.1 times XLA's time: each block of rows converts w again.
+        return f"x: {x.shape[0]} rows of {x.dtype}; XLA is faster beyond {MAX_FLOAT_ROWS}"
     if config.turned and not is_integer(w.dtype):
         return f"{config}: integers alone are turned, not {w.dtype}"
     if jnp.float8_e4m3fn in (x.dtype, w.dtype) and _lacks_e4m3():
