@@ -179,3 +179,14 @@ def test_two_processes_at_once_and_no_tensorflow(tmp_path):
 def test_sst2(tmp_path, zojax_data):
     sizes = {split: len(load("sst2", split, data_dir=tmp_path)) for split in ("train", "dev", "test")}
     assert sizes == {"train": 6920, "dev": 872, "test": 1821}
+
+
+def test_preparing_says_one_line_and_no_more(tmp_path, capfd, caplog):
+    text.load("reviews", "dev", data_dir=tmp_path)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert str(tmp_path) in err
+    assert not caplog.records
+    text.load("reviews", "dev", data_dir=tmp_path)
+    assert capfd.readouterr() == ("", "")

@@ -5,14 +5,10 @@ with `text` (a string) and `label` (an integer from 0). The prepared copy is an 
 writing nor reading it needs TensorFlow.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +16,8 @@ from typing import TypedDict, overload
 
 import numpy as np
 import tensorflow_datasets as tfds  # does not import TensorFlow until something of it is used
+
+from zojax.data._prepared import prepare
 
 SPLITS = ("train", "dev", "test")
 
@@ -297,35 +295,20 @@ def load(
     splits = _splits(folder)
     if split not in splits:
         raise ValueError(f"split {split!r} of {str(source)!r} does not exist; there are {list(splits)}")
-    cache = data_dir or os.environ.get("ZOJAX_CACHE") or Path.home() / ".cache" / "zojax" / "tfds"
-    prepared = _prepare(Path(cache).expanduser(), config)
-    builder = tfds.builder_from_directory(prepared)
-    return Rows(builder.as_data_source(split))  # pyright: ignore[reportCallIssue] (a decorator hides the signature)
+
+    def check() -> None:
+        for path in splits.values():
+            read_jsonl(path, num_classes=num_classes)
+
+    builder = prepare(
+        lambda into: JsonlClassification(data_dir=into, config=config, file_format="array_record"),
+        kind=JsonlClassification,
+        name=config.name,
+        data_dir=data_dir,
+        check=check,
+    )
+    return Rows(builder.as_data_source(split))
 
 
 def _splits(folder: Path) -> dict[str, Path]:
     return {split: path for split in SPLITS if (path := folder / f"{split}.jsonl").is_file()}
-
-
-def _prepare(cache: Path, config: JsonlConfig) -> Path:
-    target = cache / JsonlClassification.name / config.name / str(JsonlClassification.VERSION)
-    if target.is_dir():
-        return target
-    # Every file is checked before the first byte is written, and outside TFDS, which would wrap the error.
-    for path in _splits(Path(config.folder)).values():
-        read_jsonl(path, num_classes=config.num_classes)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Prepared aside and then renamed in one go: no process ever sees half a data set.
-    aside = tempfile.mkdtemp(prefix="preparing-", dir=cache)
-    try:
-        builder = JsonlClassification(data_dir=aside, config=config, file_format="array_record")
-        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress; stdout is the program's
-            builder.download_and_prepare()
-        try:
-            os.rename(builder.data_path, target)
-        except OSError:
-            if not target.is_dir():  # else another process was first, with the same contents
-                raise
-    finally:
-        shutil.rmtree(aside)
-    return target

@@ -4,13 +4,9 @@ The prepared copy is an ArrayRecord file; neither writing nor reading it needs T
 batches have to know of all utterances at once (lengths, texts), and what was left out.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +15,8 @@ from typing import Any, NamedTuple, Protocol, TypedDict, overload, runtime_check
 import numpy as np
 import tensorflow_datasets as tfds  # does not import TensorFlow until something of it is used
 from jaxtyping import Int16
+
+from zojax.data._prepared import prepare
 
 __all__ = ["Skipped", "Source", "SpeechBuilder", "SpeechConfig", "Utterance", "Utterances", "load"]
 
@@ -207,15 +205,20 @@ def load(source: Source, split: str, *, data_dir: str | os.PathLike[str] | None 
     for name in names:
         if name not in source.splits:
             raise ValueError(f"split {name!r} does not exist; there are {list(source.splits)}")
-    cache = data_dir or os.environ.get("ZOJAX_CACHE") or Path.home() / ".cache" / "zojax" / "tfds"
-    prepared = _prepare(Path(cache).expanduser(), source)
-    index = json.loads((prepared / INDEX).read_text(encoding="utf-8"))
+    config = SpeechConfig(name=source.fingerprint(), source=source)
+    builder = prepare(
+        lambda into: SpeechBuilder(data_dir=into, config=config, file_format="array_record"),
+        kind=SpeechBuilder,
+        name=config.name,
+        data_dir=data_dir,
+        write=_write,
+    )
+    index = json.loads((Path(builder.data_path) / INDEX).read_text(encoding="utf-8"))
     skipped = tuple(Skipped(*item) for name in names for item in index[name]["skipped"])
     rows = [tuple(row) for name in names for row in index[name]["utterances"]]
     if skipped:
         warnings.warn(_left_out(split, skipped, len(rows) + len(skipped)), stacklevel=2)
-    builder = tfds.builder_from_directory(prepared)
-    return Utterances(builder.as_data_source(split), rows, skipped)  # pyright: ignore[reportCallIssue]
+    return Utterances(builder.as_data_source(split), rows, skipped)
 
 
 def _left_out(split: str, skipped: Sequence[Skipped], count: int) -> str:
@@ -224,34 +227,14 @@ def _left_out(split: str, skipped: Sequence[Skipped], count: int) -> str:
     return f"{len(skipped)} of {count} utterances of {split!r} could not be read and are left out: {named}{more}"
 
 
-def _prepare(cache: Path, source: Source) -> Path:
-    name = source.fingerprint()
-    target = cache / SpeechBuilder.name / name / str(SpeechBuilder.VERSION)
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Prepared aside and then renamed in one go: no process ever sees half a data set.
-    aside = tempfile.mkdtemp(prefix="preparing-", dir=cache)
+def _write(builder: SpeechBuilder) -> None:
     try:
-        builder = SpeechBuilder(
-            data_dir=aside, config=SpeechConfig(name=name, source=source), file_format="array_record"
-        )
-        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress; stdout is the program's
-            try:
-                builder.download_and_prepare()
-            except Exception:
-                # TFDS has no words for a split without examples.
-                for split, index in getattr(builder, "index", {}).items():
-                    if index["skipped"] and not index["utterances"]:
-                        raise ValueError(_left_out(split, index["skipped"], len(index["skipped"]))) from None
-                raise
-        written = Path(builder.data_path)
-        (written / INDEX).write_text(json.dumps(builder.index, ensure_ascii=False), encoding="utf-8")
-        try:
-            os.rename(written, target)
-        except OSError:
-            if not target.is_dir():  # else another process was first, with the same contents
-                raise
-    finally:
-        shutil.rmtree(aside)
-    return target
+        builder.download_and_prepare()
+    except Exception:
+        # TFDS has no words for a split without examples.
+        for split, index in getattr(builder, "index", {}).items():
+            if index["skipped"] and not index["utterances"]:
+                raise ValueError(_left_out(split, index["skipped"], len(index["skipped"]))) from None
+        raise
+    index = json.dumps(builder.index, ensure_ascii=False)
+    (Path(builder.data_path) / INDEX).write_text(index, encoding="utf-8")
