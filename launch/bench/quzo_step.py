@@ -48,14 +48,12 @@ class Scale:
     Attributes:
       source: as `zo_step.classifier` takes it; or the sizes of a random decoder, whose float step is in bfloat16.
       shapes: (rows, tokens) of the batches.
-      profiles: names in `quant.PROFILES`.
-      settings: names in SETTINGS.
+      cases: (name in `quant.PROFILES`, name in SETTINGS).
     """
 
     source: str | Path | bert.BertConfig | llama.LlamaConfig
     shapes: Sequence[tuple[int, int]]
-    profiles: Sequence[str]
-    settings: Sequence[str]
+    cases: Sequence[tuple[str, str]]
 
 
 SETTINGS: dict[str, tuple[int, Probe, int]] = {
@@ -66,13 +64,24 @@ SETTINGS: dict[str, tuple[int, Probe, int]] = {
     "4 bits, beside, feedback 8": (4, "beside", 8),
     f"signs, beside{XLA}": (1, "beside", 0),
 }
-SHORT = ("signs, beside", f"signs, beside{XLA}", "4 bits, codes", "signs, codes")
-BYTES = ("w8a8_int", "w8a8_fp8")
+# A residual of the last records is for integers.
+EVERY = tuple(
+    (profile, setting)
+    for profile in quant.PROFILES
+    for setting, (_, _, feedback) in SETTINGS.items()
+    if not setting.endswith(XLA) and not (feedback and "fp8" in profile)
+)
+FEW = (
+    ("w8a8_int", "signs, beside"),
+    ("w8a8_int", f"signs, beside{XLA}"),
+    ("w8a8_int", "4 bits, codes"),
+    ("w8a8_fp8", "signs, beside"),
+)
 
 SCALES: dict[str, Scale] = {
-    "minilm": Scale(source="minilm", shapes=((16, 64),), profiles=tuple(quant.PROFILES), settings=tuple(SETTINGS)[:-1]),
-    "large": Scale(source=BERT_LARGE, shapes=((64, 64),), profiles=BYTES, settings=SHORT),
-    "billion": Scale(source=LLAMA_1B, shapes=((8, 512),), profiles=BYTES, settings=SHORT),
+    "minilm": Scale(source="minilm", shapes=((16, 64),), cases=EVERY),
+    "large": Scale(source=BERT_LARGE, shapes=((64, 64),), cases=FEW),
+    "billion": Scale(source=LLAMA_1B, shapes=((8, 512),), cases=FEW),
 }
 
 
@@ -82,8 +91,7 @@ def run(
     scale: str = "minilm",
     source: str | Path | bert.BertConfig | llama.LlamaConfig | None = None,
     shapes: Sequence[tuple[int, int]] | None = None,
-    profiles: Sequence[str] | None = None,
-    settings: Sequence[str] | None = None,
+    cases: Sequence[tuple[str, str]] | None = None,
 ) -> Iterator[Record]:
     """Measures the step for every precision and way of probing.
 
@@ -92,8 +100,7 @@ def run(
       scale: name in SCALES, whose fields hold where an argument is None.
       source: as `Scale` has it.
       shapes: (rows, tokens) of the batches.
-      profiles: names in `quant.PROFILES`.
-      settings: names in SETTINGS; those with feedback are left out for 8-bit floats.
+      cases: as `Scale` has them.
 
     Yields:
       Lines: bytes, temporaries, and times in ms, each compared with the float step along signs.
@@ -107,15 +114,14 @@ def run(
     signs = f"{plain}, signs"
     held = {signs: [jax.tree.map(jnp.copy, full)], f"{plain}, normal": [jax.tree.map(jnp.copy, full)]}
     chains = {signs: sgd_chain(Rademacher()), f"{plain}, normal": sgd_chain(Gaussian())}
-    for name in sizes.profiles if profiles is None else profiles:
-        quantized = quant.quantize_tree(
-            params, quant.profile_rules(quant.PROFILES[name], kernels=kernels, tables=tables, rest="")
-        )
-        for setting in sizes.settings if settings is None else settings:
-            bits, probe, feedback = SETTINGS[setting]
-            if not (feedback and "fp8" in name):
-                held[f"{name}, {setting}"] = [jax.tree.map(jnp.copy, quantized)]  # donated
-                chains[f"{name}, {setting}"] = _quzo(bits, probe, feedback)
+    quantized: dict[str, Any] = {}
+    for profile, setting in sizes.cases if cases is None else cases:
+        if profile not in quantized:
+            rules = quant.profile_rules(quant.PROFILES[profile], kernels=kernels, tables=tables, rest="")
+            quantized[profile] = quant.quantize_tree(params, rules)
+        held[f"{profile}, {setting}"] = [jax.tree.map(jnp.copy, quantized[profile])]  # donated
+        chains[f"{profile}, {setting}"] = _quzo(*SETTINGS[setting])
+    quantized.clear()
     del params, full
     for rows, length in sizes.shapes if shapes is None else shapes:
         batch = jax.device_put(
@@ -123,17 +129,17 @@ def run(
             if isinstance(task, NextToken)
             else random_batch(task.config.vocab_size, rows, length)
         )
-        shape, calls, needed, steps = f"{rows}x{length}", {}, {}, {}
-        compiled = {}
+        shape, calls, needed, steps, compiled = f"{rows}x{length}", {}, {}, {}, {}
         for of_xla in (False, True):
             names = [name for name in chains if name.endswith(XLA) == of_xla]
+            kinds = {name.split(",")[0] + of_xla * XLA: name for name in reversed(names)}  # of weights and products
             # The compiler works on all of them at once.
             with _without_kernels() if of_xla else nullcontext(), ThreadPoolExecutor() as pool:
-                forwards = pool.map(lambda name: _forward(task, held[name], batch), names)  # noqa: B023
+                forwards = pool.map(lambda name: _forward(task, held[name], batch), kinds.values())  # noqa: B023
                 made = pool.map(lambda name: programs(task, held[name], batch, chains[name]), names)  # noqa: B023
-                compiled |= dict(zip(names, zip(forwards, made, strict=True), strict=True))
-        for name, (forward, step) in compiled.items():
-            calls[f"forward, {name}, {shape}"] = forward
+                calls |= {f"forward, {kind}, {shape}": f for kind, f in zip(kinds, forwards, strict=True)}
+                compiled |= dict(zip(names, made, strict=True))
+        for name, step in compiled.items():
             steps[f"step, {name}, {shape}"] = parts = (f"measure, {name}, {shape}", f"apply, {name}, {shape}")
             calls[parts[0]], calls[parts[1]] = step.call_measure, step.call_apply
             memory = step.apply.memory_analysis()
@@ -160,8 +166,9 @@ def run(
         references = {}
         for case in seconds:
             kind = case.split(",", 1)[0]
-            if case != f"{kind}, {signs}, {shape}":
-                references[case] = f"{kind}, {signs}, {shape}"
+            reference = f"{kind}, {plain if kind == 'forward' else signs}, {shape}"
+            if case != reference:
+                references[case] = reference
         yield from timings(BENCH, seconds, references)
 
 

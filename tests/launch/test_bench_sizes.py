@@ -1,5 +1,7 @@
 """The benchmarks at sizes that are built from a config: random encoders and decoders in place of checkpoints."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from launch.bench import __main__ as program
@@ -20,14 +22,27 @@ DECODER = LlamaConfig(
 )
 
 
+PRODUCT = (((16, 64), jnp.int8), ((64, 16), jnp.int8), ((16, 1), jnp.float32), ((1, 16), jnp.float32))
+
+
 def test_quzo_on_a_decoder():
-    lines = quzo_step.run(1, source=DECODER, shapes=((2, 6),), profiles=("w8a8_int",), settings=("signs, beside",))
+    cases = (("w8a8_int", "signs, beside"),)
+    lines = quzo_step.run(1, source=DECODER, shapes=((2, 6),), cases=cases)
     values = check_lines(list(lines), "quzo_step")
     case = "w8a8_int, signs, beside, 2x6"
     # codes of a byte and scales beside bfloat16, of matrices this small
     ratio = values[case, "weights_and_state"] / values["bfloat16, signs, 2x6", "weights_and_state"]
     assert 0.5 < ratio < 1
     assert values[f"step, {case}", "time_median"] > 0
+    assert {("forward, bfloat16, 2x6", "time_min"), ("forward, w8a8_int, 2x6", "time_min")} < set(values)
+
+
+def test_kernels_can_be_switched_off():
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in PRODUCT]
+    assert quzo_step.gpu.supported(*shapes, config=quzo_step.gpu.Config()) is None
+    with quzo_step._without_kernels():
+        assert quzo_step.gpu.supported(*shapes, config=quzo_step.gpu.Config()) == "switched off"
+    assert quzo_step.gpu.supported(*shapes, config=quzo_step.gpu.Config()) is None
 
 
 def test_mezo_on_a_random_encoder(monkeypatch):
