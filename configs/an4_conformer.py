@@ -5,6 +5,8 @@ The data and their augmentation are those of `configs/an4_rnnt.py`.
     python -m launch.train --config=configs/an4_conformer.py --workdir=runs/an4_conformer
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import an4_rnnt
@@ -12,7 +14,7 @@ from configs import an4_rnnt
 
 def get_config(source: str = "an4") -> ml_collections.ConfigDict:
     """The config; `source` is "an4", or the folder of a corpus."""
-    c = an4_rnnt.get_config(source)
+    c: Any = an4_rnnt.get_config(source)
     c.speech.encoder = "conformer"
     c.speech.channels = (32,)
     c.speech.layers = 10

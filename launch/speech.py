@@ -128,7 +128,7 @@ def make_units(config: Config) -> units.CharacterUnits | units.PieceUnits:
       FileNotFoundError: if the data set is missing.
       ValueError: if it is too small, or the texts do not give so many pieces.
     """
-    texts = _train_split(config).texts[: _train_size(config)]
+    texts = _split(config, "train").texts[: _train_size(config)]
     if config.speech.pieces:
         return units.PieceUnits.train(texts, size=config.speech.pieces)
     return units.CharacterUnits.of(texts)
@@ -236,7 +236,7 @@ def load(config: Config, key: jax.Array, *, splits: Iterable[str], trained: Call
       FileNotFoundError: if the data set is missing.
     """
     c, bank, made = config.speech, filter_bank(config), make_units(config)
-    train = _train_split(config)
+    train = _split(config, "train")
     examples = _examples(train, made, _train_size(config), tuple(c.speeds))
     buckets = plan_buckets(
         examples.lengths,
@@ -259,13 +259,16 @@ def load(config: Config, key: jax.Array, *, splits: Iterable[str], trained: Call
     return Loaded(task, params, None, training, found, max(round(float(steps)), 1))
 
 
-def _train_split(config: Config) -> prepared.Utterances:
-    return prepared.load(source(config), "train")
+def _split(config: Config, name: str) -> prepared.Utterances:
+    """A split; of a corpus that has several of a kind, as train_clean_100 and train_other_500, all of them."""
+    found = source(config)
+    parts = [name] if name in found.splits else [part for part in found.splits if part.startswith(f"{name}_")]
+    return prepared.load(found, "+".join(parts) or name)
 
 
 def _train_size(config: Config) -> int:
     """Utterances to train on: the first so many."""
-    size, wanted = len(_train_split(config)), config.data.train_examples
+    size, wanted = len(_split(config, "train")), config.data.train_examples
     if wanted > size:
         raise ValueError(f"config.data.train_examples is {wanted}; {config.data.source} has {size}")
     return wanted or size
@@ -295,7 +298,7 @@ def evaluation(config: Config, made: units.Units, split: str) -> Sequence[Any]:
     Raises:
       ValueError: if there is no such split, or an utterance holds what the units cannot write.
     """
-    utterances = prepared.load(source(config), split)
+    utterances = _split(config, split)
     examples = _examples(utterances, made, _train_size(config) if split == "train" else len(utterances), (100,))
     buckets = plan_buckets(
         examples.lengths,
@@ -322,7 +325,9 @@ class _Training:
         self._inner, self._bank = inner, bank
 
     def __next__(self) -> Any:
-        return _batch(next(self._inner), self._bank)
+        # The steps taken: the pruned loss warms up by them.
+        step = np.int32(self._inner.get_state()["next_index"])
+        return _batch(next(self._inner), self._bank) | {"step": step}
 
     def get_state(self) -> Any:
         return self._inner.get_state()

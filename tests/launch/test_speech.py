@@ -1,23 +1,31 @@
 """A transducer of tones, end to end: training by config, evaluation, transcription of files and streams."""
 
 import copy
+import importlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 import soundfile
 
-from launch import endpoints, evaluate_speech, recogniser, recognition, schema, speech, streams
+from launch import endpoints, evaluate_speech, recogniser, recognition, schema, speech, speech_shapes, streams
 from launch import eval as eval_program
 from launch import train as train_program
 from launch import transcribe as transcribe_program
 from launch.build import build
+from launch.methods import make_method
 from models.transducer.decode import decode
 from models.transducer.model import decodable
+from models.transducer.sizes import param_count
+from tests.kernels.lowering import lower_for_cuda
+from zojax.data.audio import recordings
 from zojax.data.audio.features import num_frames
 from zojax.data.audio.waves import RATE, read_wave
 from zojax.train.metrics import read_metrics
@@ -278,3 +286,62 @@ def test_words_are_aligned_to_where_they_are(found, corpus):
         where = np.cumsum([len(word) + 1 for word in text.split()]) * 0.2
         np.testing.assert_allclose(ends, where, atol=0.3)
     assert aligner(np.zeros(0, np.int16), "A") == []
+
+
+LOWERED = ("an4_convrnnt", "an4_conformer_streaming", "librispeech_rnnt", "librispeech_conformer:l")
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_steps_lower_from_shapes_alone(name):
+    module, _, argument = name.partition(":")
+    config = importlib.import_module(f"configs.{module}").get_config(*filter(None, [argument]))
+    schema.check(config)
+    found = speech_shapes.shapes(config, seconds=16.0, labels=60)
+    tx = make_method(
+        config, found.task, found.params, jax.random.key(0), rounding_key=jax.random.key(0), steps_per_epoch=1
+    )[1]
+
+    def step(params, state, batch, key):
+        value, gradient = jax.value_and_grad(lambda p: found.task.loss(p, batch, key=key)[0])(params)
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state = jax.eval_shape(tx.init, found.params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    text = lower_for_cuda(step, found.params, state, found.batch, key)
+    assert "__gpu$xla.gpu.triton" in text  # the lattice
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "published"),
+    [
+        ("librispeech_conformer", "s", 10.3e6),  # arXiv 2005.08100, table 1
+        ("librispeech_conformer", "m", 30.7e6),
+        ("librispeech_conformer", "l", 118.8e6),
+    ],
+)
+def test_sizes_are_the_papers(name, argument, published):
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    # Word pieces, their joiner and the norms are not told in the paper.
+    assert param_count(speech.model_config(config, 1001)) == pytest.approx(published, rel=0.06)
+
+
+@pytest.mark.parametrize(("base", "classes"), [("an4", 28), ("librispeech", 2501)])
+def test_conv_rnnt_is_compared_at_the_same_size(base, classes):
+    sizes = [
+        param_count(speech.model_config(importlib.import_module(f"configs.{base}_{name}").get_config(), classes))
+        for name in ("rnnt", "convrnnt")
+    ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_a_split_may_be_several(monkeypatch):
+    asked = []
+    corpus = recordings.Recordings(
+        files={name: [recordings.Recording("a", Path("a.wav"), "A", "")] for name in ("train_a", "train_b", "dev")}
+    )
+    monkeypatch.setattr(speech, "source", lambda config: corpus)
+    monkeypatch.setattr(speech.prepared, "load", lambda source, name: asked.append(name))
+    for name in ("train", "dev", "test"):
+        speech._split(None, name)
+    assert asked == ["train_a+train_b", "dev", "test"]  # the last is refused there, by its name
