@@ -53,8 +53,8 @@ def perturbed_matmul(
       w_scale: [1, n] or a scalar, float32; None: 1.
       full_shape: shape of the leaf of which w is a tile, two axes or more; None: w's own.
       start: first coordinate of w in each axis of the leaf (uint32 or integers, traced or not); None: the origin.
-      implementation: "reference", "tpu", "gpu" (Triton; no int4) or None, the first that supports the arguments on the
-        platform that the program is lowered for.
+      implementation: "reference", "tpu", "gpu" (Triton; no int4, few rows) or None, the first that supports the
+        arguments on the platform that the program is lowered for.
       config: the `Config` of the named implementation; None: what `autotune` has stored under
         "perturbed_matmul.<direction>.<implementation>", else a default.
 

@@ -5,7 +5,8 @@ not spread one word of signs over 32 rows. Triton does both.
 
 Signs are bit for bit those of `zojax.random`. Normals are within 4 units in the last place of a CPU's: the PTX that
 jaxlib 0.10.2 compiles for an H100 rounds every product of erf_inv (a fused 1 - u u would differ by 65 units in the
-tail), and its arithmetic, repeated in numpy over 3 million words, differs by 4 at most. No GPU has confirmed that yet.
+tail), and its arithmetic, repeated in numpy over 3 million words, differs by 4 at most. On an H200 they are within 1e-6
+of XLA's own.
 """
 
 import functools
