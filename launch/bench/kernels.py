@@ -153,10 +153,10 @@ def _bfloat16_product(x, w, *_):
     return x.reshape(-1, x.shape[-1]).astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)
 
 
-def _quantized(m: int, k: int, n: int, x_dtype: Any, w_dtype: Any) -> Case:
+def _quantized(m: int, k: int, n: int, x_dtype: Any, w_dtype: Any, groups: int = 1) -> Case:
     def make(seed: int):
         keys = jax.random.split(jax.random.key(seed))
-        scales = jnp.full((m, 1), 0.02, jnp.float32), jnp.full((1, n), 0.01, jnp.float32)
+        scales = jnp.full((m, 1), 0.02, jnp.float32), jnp.full((groups, n), 0.01, jnp.float32)
         return _codes(keys[0], (m, k), x_dtype), _codes(keys[1], (k, n), w_dtype), *scales
 
     bits, more = {jnp.int4: 0.5}.get(w_dtype, 1), {}
@@ -165,17 +165,20 @@ def _quantized(m: int, k: int, n: int, x_dtype: Any, w_dtype: Any) -> Case:
         blocks = [(128, 128, 64, 8, 3, 1), (128, 256, 64, 8, 3, 1)]
         if x_dtype == jnp.int8:
             more = {"turned": True}
-            blocks = [(128, 128, 128, 8, 4, 1), (128, 256, 128, 8, 3, 1), (128, 128, 128, 4, 3, 1)]
+            blocks = [(128, 128, 128, 4, 3, 1), (128, 128, 128, 4, 4, 1), (128, 256, 128, 8, 3, 1)]
+    if groups > 1:
+        blocks = [(min(m, 128), 128, 128, 4, 3, 1)]
     name = f"quantized_matmul, {np.dtype(x_dtype).name} x {np.dtype(w_dtype).name}, {m}x{k}x{n}"
+    name += f", {groups} groups" * (groups > 1)
     return Case(
         name=name,
         make=make,
         define=quantized_reference.scaled_product,
         kernel=quantized.run,
-        configs=[_blocks(quantized, *b, **more) for b in blocks],
+        configs=[_blocks(quantized, *b, **more) for b in blocks if k // b[2] % b[5] == 0],
         flops=2.0 * m * k * n / 2,  # 8-bit operands take half of the time
         moved=m * k + k * n * bits + 4 * m * n,
-        others={"bfloat16 product": lambda x, w, *_: _product_like(x, w)},
+        others={"bfloat16 product": lambda x, w, *_: _product_like(x, w)} if x_dtype == jnp.int8 else {},
     )
 
 
@@ -209,13 +212,13 @@ def _perturbed(m: int, k: int, n: int, w_dtype: Any, direction: perturbed_refere
     if direction != "signs":
         blocks = [(32, 64, 32, 8, 3, 8), (32, 64, 64, 8, 3, 8)]
     if m > 64:
-        blocks = [(128, 128, 64, 8, 3, 1), (128, 128, 32, 8, 4, 1), (64, 256, 64, 8, 3, 1)]
+        blocks = [(128, 128, 64, 8, 3, 1)]
     return Case(
         name=f"perturbed_matmul, {np.dtype(w_dtype).name}, {direction}, 2x{m}x{k}x{n}",
         make=make,
         define=functools.partial(perturbed_reference.perturbed_matmul, **options),
         kernel=functools.partial(perturbed.run, **options),
-        configs=[_blocks(perturbed, *b) for b in blocks],
+        configs=[_blocks(perturbed, *b) for b in blocks if k // b[2] % b[5] == 0],
         flops=4.0 * m * k * n,
         moved=2 * 2 * m * k + k * n * np.dtype(w_dtype).itemsize + 2 * 4 * m * n,
         others={"bfloat16 product": _bfloat16_product, "sum in float16": functools.partial(_sum_in_float16, **options)},
@@ -281,6 +284,7 @@ def _cases(tokens: int, few: int, wide: tuple[int, int], square: int, speech: tu
     for rows in (few, tokens):
         found += [_quantized(rows, *wide, jnp.int8, jnp.int8), _quantized(rows, square, square, jnp.int8, jnp.int8)]
         found += [_quantized(rows, square, square, *pair) for pair in ((jnp.int8, jnp.int4), (e4m3, e4m3))]
+        found.append(_quantized(rows, square, square, jnp.int8, jnp.int4, square // min(128, square)))
         found += [_perturbed(rows, square, square, dtype, "signs") for dtype in (jnp.bfloat16, jnp.int8)]
         found.append(_perturbed(rows, square, square, jnp.bfloat16, "normal"))
         found.append(_perturbed(rows, *wide, jnp.bfloat16, "signs"))
@@ -288,7 +292,7 @@ def _cases(tokens: int, few: int, wide: tuple[int, int], square: int, speech: tu
 
 
 SCALES: dict[str, Callable[[], list[Case]]] = {
-    "small": lambda: _cases(64, 16, (64, 128), 64, (3, 7, 4)),
+    "small": lambda: _cases(64, 16, (512, 128), 512, (3, 7, 4)),
     "large": lambda: _cases(4096, 16, (4096, 11008), 4096, (30, 400, 60)),
 }
 

@@ -141,12 +141,15 @@ def test_kernels_accumulate_in_integers(config):
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 @pytest.mark.parametrize(
     "config",
-    [tpu.Config(block_k=512), tpu.Config(block_k=128), gpu.Config()],
-    ids=["several groups a step", "several steps a group", "gpu"],
+    [tpu.Config(block_k=512), tpu.Config(block_k=128), gpu.Config(), gpu.Config(turned=True)],
+    ids=["several groups a step", "several steps a group", "gpu", "gpu turned"],
 )
 def test_kernels_do_all_types_and_groups(config, dtypes, groups):
     module = tpu if isinstance(config, tpu.Config) else gpu
     args = arguments(20, 1024, 30, groups=groups, dtypes=dtypes)
+    if module is gpu and config.turned and not reference.is_integer(dtypes[1]):
+        assert "integers alone are turned" in (gpu.supported(*args, config=config) or "")
+        return
     assert module.supported(*args, config=config) is None
     y = module.run(*args, config=config, interpret=interpreted(module))
     if groups == 1 and reference.is_integer(dtypes[0]):
@@ -314,5 +317,6 @@ def test_an_old_gpu_has_no_e4m3(capability, refused, monkeypatch):
 
 @pytest.mark.parametrize("group", [32, 64, 96, 128])
 def test_the_default_blocks_fit_the_group(group):
-    args = arguments(4, 4 * group, 16, groups=4)
-    assert gpu.supported(*args, config=gpu.default_config(*args)) is None
+    for rows in (4, 100):
+        args = arguments(rows, 4 * group, 16, groups=4)
+        assert gpu.supported(*args, config=gpu.default_config(*args)) is None

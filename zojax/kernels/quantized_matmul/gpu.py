@@ -55,13 +55,12 @@ class Config:
 def default_config(x, w, x_scale, w_scale) -> Config:
     """Blocks for these arguments: no taller than x, and a depth that divides a group; integers of many rows turned."""
     (m, k), groups = x.shape, w_scale.shape[0]
-    if m > MAX_FLOAT_ROWS and groups == 1 and is_integer(w.dtype):
-        return Config(block_m=128, block_n=128, block_k=128, num_warps=4, num_stages=3, turned=True)
+    depth = next(depth for depth in (128, 64, 32) if groups == 1 or not k // groups % depth or depth == 32)
+    if m > MAX_FLOAT_ROWS and is_integer(w.dtype):
+        return Config(block_m=128, block_n=128, block_k=depth, num_warps=4, num_stages=3, turned=True)
     rows = next((rows for rows in (16, 32) if m <= rows), Config.block_m)
-    if groups > 1:
-        return Config(block_m=rows, block_k=32 if k // groups % Config.block_k else Config.block_k)
-    parts = next(parts for parts in (4, 2, 1) if cdiv(k, 128) % parts == 0)
-    return Config(block_m=rows, block_k=128, splits=parts)
+    parts = next(parts for parts in (4, 2, 1) if cdiv(k, depth) % parts == 0) if groups == 1 else 1
+    return Config(block_m=rows, block_k=depth, splits=parts)
 
 
 def _lacks_e4m3() -> bool:
