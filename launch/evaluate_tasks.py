@@ -205,15 +205,15 @@ def evaluate(checkpoint: Checkpoint, task: PromptedTask, split: tasks.Split, req
 
 
 def majority(task: PromptedTask, split: tasks.Split) -> float | None:
-    """The accuracy of the most frequent class of the training rows; of multiple choice, that of chance; else None."""
+    """What no single answer beats on the test rows: their most frequent class; of multiple choice, chance; else None.
+
+    The class that is most frequent in training may be another, which an answer to all rows beats by far (as of WSC).
+    """
     if task.kind == "generation":
         return None
     if task.kind == "multiple_choice":
         return float(np.mean([len(task.correct(row)) / len(task.candidates(row)) for row in split.test]))
-    # Of equals the first class, as in the order of the classes.
-    counts = Counter(row["label"] for row in split.train)
-    label = max(range(len(task.classes)), key=lambda i: counts[i])
-    return float(np.mean([row["label"] == label for row in split.test]))
+    return max(Counter(row["label"] for row in split.test).values()) / len(split.test)
 
 
 def measure(
