@@ -167,7 +167,7 @@ def _quantized(m: int, k: int, n: int, x_dtype: Any, w_dtype: Any, groups: int =
             more = {"turned": True}
             blocks = [(128, 128, 128, 4, 3, 1), (128, 128, 128, 4, 4, 1), (128, 256, 128, 8, 3, 1)]
     if groups > 1:
-        blocks = [(min(m, 128), 128, 128, 4, 3, 1)]
+        blocks = [(min(m, 128), 128, 128, warps, 3, 1) for warps in (4, 8)]
     name = f"quantized_matmul, {np.dtype(x_dtype).name} x {np.dtype(w_dtype).name}, {m}x{k}x{n}"
     name += f", {groups} groups" * (groups > 1)
     return Case(
@@ -208,9 +208,9 @@ def _perturbed(m: int, k: int, n: int, w_dtype: Any, direction: perturbed_refere
         return x, w, random.key_words(random.own(key)), jnp.float32(SCALE), w_scale, None
 
     options = dict(direction=direction, full_shape=(k, n))
-    blocks = [(32, 64, 128, 4, 3, 8), (32, 128, 64, 4, 4, 8), (32, 64, 64, 4, 4, 8), (32, 64, 128, 4, 3, 4)]
+    blocks = [(32, 128, 64, 4, 4, 8), (32, 64, 64, 4, 4, 8), (32, 64, 64, 8, 4, 8)]
     if direction != "signs":
-        blocks = [(32, 64, 32, 8, 3, 8), (32, 64, 64, 8, 3, 8)]
+        blocks = [(32, 64, 64, 8, 3, 8), (32, 64, 64, 4, 4, 8)]
     if m > 64:
         blocks = [(128, 128, 64, 8, 3, 1)]
     return Case(

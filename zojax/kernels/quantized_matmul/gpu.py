@@ -57,7 +57,8 @@ def default_config(x, w, x_scale, w_scale) -> Config:
     (m, k), groups = x.shape, w_scale.shape[0]
     depth = next(depth for depth in (128, 64, 32) if groups == 1 or not k // groups % depth or depth == 32)
     if m > MAX_FLOAT_ROWS and is_integer(w.dtype):
-        return Config(block_m=128, block_n=128, block_k=depth, num_warps=4, num_stages=3, turned=True)
+        warps = 4 if groups == 1 else 8  # sums of a group and of all groups are in registers
+        return Config(block_m=128, block_n=128, block_k=depth, num_warps=warps, num_stages=3, turned=True)
     rows = next((rows for rows in (16, 32) if m <= rows), Config.block_m)
     parts = next(parts for parts in (4, 2, 1) if cdiv(k, depth) % parts == 0) if groups == 1 else 1
     return Config(block_m=rows, block_k=depth, splits=parts)
