@@ -51,6 +51,17 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "skip_nonfinite": False,
             },
             "quant": {"profile": "none", "feedback": 0},
+            "integer": {
+                "accelerator": "none",
+                "forward": "emulation",
+                "weights": "absmax",
+                "bits": 8,
+                "allocation": (),
+                "soft_steps": 0,
+                "centroids": "uniform",
+                "every": 1,
+                "strength": 1.0,
+            },
             "multitask": {"tasks": (), "quotas": (), "weights": (), "dev_examples": 500, "test_examples": 0},
             "mask": {
                 "kind": "none",

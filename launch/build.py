@@ -1,14 +1,24 @@
 """From a config to the objects of a run: its data and its model. How a step is taken, `launch/methods.py` says."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from launch import adapters, multitask, pretraining, prompted, protocols, quantization, schema, speech, weights
+from launch import (
+    adapters,
+    integers,
+    multitask,
+    pretraining,
+    prompted,
+    protocols,
+    quantization,
+    schema,
+    speech,
+    weights,
+)
 from launch.methods import make_method, stacked_patterns
 from launch.schema import Config
 from models.language import hub, probe
@@ -72,8 +82,15 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
     if config.model.name == "causal_lm":
         return _assemble(config, root, **pretraining.load(config, jax.random.fold_in(root, 0))._asdict())
     if config.model.name == "transducer":
-        trained = functools.partial(_trained, config.model.weights)
+        others: list[Run] = []
+
+        def trained(like: Params) -> Params:
+            params, other = _trained(config.model.weights, like)
+            others.append(other)
+            return params
+
         found = speech.load(config, jax.random.fold_in(root, 0), splits=splits, trained=trained)
+        found = integers.on_accelerator(config, found, others[0].task if others else None)
         return _assemble(config, root, **found._asdict())
     tokenizer = Tokenizer.from_folder(hub.resolve(config.model.source))
     rows = text.load(config.data.source, "train", num_classes=config.data.num_classes)
@@ -102,7 +119,7 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
     )
     params = task.init(jax.random.fold_in(root, 0))
     if config.model.weights:
-        params |= {"encoder": _trained(config.model.weights, params)["encoder"]}
+        params |= {"encoder": _trained(config.model.weights, params)[0]["encoder"]}
     zero_head = None
     # Before anything costly: a pattern that matches nothing ends the program here.
     shapes = jax.eval_shape(lambda p, k: _prepared(config, task, p, k), params, root)
@@ -191,8 +208,8 @@ def _prepared(config: Config, task: Any, params: Params, key: jax.Array) -> Para
     return adapters.add(config, task, quantization.prepare(config, params), key)
 
 
-def _trained(text: str, like: Params) -> Params:
-    """Float weights that another run ended with. What it kept frozen is made as its config says, not read."""
+def _trained(text: str, like: Params) -> tuple[Params, Run]:
+    """Float weights that another run ended with, and the run. What it kept frozen is made as its config says."""
     folder, which = weights.parse(text)
     path = weights.find_weights(folder, which)
     other = build(schema.load(folder))
@@ -202,7 +219,7 @@ def _trained(text: str, like: Params) -> Params:
             f"config.model.weights is {text!r}; that run has another model, or its weights are quantised or adapted: "
             "it must be one of the same model with plain weights"
         )
-    return jax.tree.map(lambda x, own: x.astype(own.dtype), params, like)
+    return jax.tree.map(lambda x, own: x.astype(own.dtype), params, like), other
 
 
 def _tokenized(rows: Any, tokenizer: Tokenizer, config: Config) -> Any:

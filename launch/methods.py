@@ -98,12 +98,13 @@ def make_method(
 ) -> tuple[train.Method, optax.GradientTransformation]:
     """The method of a config, for these trainable weights, and its float chain; `chosen`: masks of what moves."""
     optimizer = OPTIMIZERS[config.optimizer.name](_learning_rate(config), config.optimizer)
-    described = {name: config[name].to_dict() for name in ("method", "quant", "optimizer")}
+    described = {name: config[name].to_dict() for name in ("method", "quant", "integer", "optimizer")}
     described |= {"mask": multitask.digest(chosen)} if chosen is not None else {}
     description = json.dumps(described | {"steps": config.train.steps}, sort_keys=True)
     if config.method.name == "first_order":
         if config.optimizer.clip_norm:
             optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)
+        optimizer = quantization.compress(task, optimizer)
         method = train.first_order(task, optimizer, description=description, microbatches=config.train.microbatches)
         return method, optimizer
 

@@ -1,9 +1,12 @@
 """From the `quant` fields of a config to quantised weights, and to updates that stay on their grid."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from launch.schema import Config
 from models.language import bert
@@ -52,22 +55,53 @@ def wrap_task(config: Config, task: train.Task) -> train.Task:
     """The task, its weights quantised in the forward with straight-through gradients, for first-order training."""
     if config.quant.profile == "none" or config.method.name != "first_order":
         return task
-    return _StraightThrough(task=task, rules=rules(config))
+    of_profile = rules(config)
+    return QuantisedTask(task=task, forward=lambda params, step: straight_through(params, of_profile))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _StraightThrough(train.Task):
+class QuantisedTask(train.Task):
+    """A task whose weights are quantised in the forward, with gradients to float masters, for first-order training.
+
+    Args:
+      task: the task; it takes leaves that know their grid.
+      forward: (params, step or None) -> the tree that the task is given; the step is that of the batch, and None is
+        what the weights are in the end.
+      penalty: params -> what is added to the loss; None: nothing.
+      compressor: what ends the chain of the optimiser; None: nothing.
+    """
+
     task: train.Task
-    rules: tuple[quant.Rule, ...]
+    forward: Callable[[Params, Any], Params]
+    penalty: Callable[[Params], Any] | None = None
+    compressor: optax.GradientTransformation | None = None
 
     def init(self, key: Any) -> Params:
         return self.task.init(key)
 
     def loss(self, params: Params, batch: Any, *, key: Any = None) -> Any:
-        return self.task.loss(straight_through(params, self.rules), batch, key=key)
+        value, metrics = self.task.loss(self.forward(params, batch.get("step")), batch, key=key)
+        return (value if self.penalty is None else value + self.penalty(params)), metrics
 
     def evaluate(self, params: Params, batch: Any) -> Any:
-        return self.task.evaluate(straight_through(params, self.rules), batch)
+        return self.task.evaluate(self.forward(params, None), batch)
+
+
+def deployed(task: train.Task, params: Params) -> tuple[train.Task, Params]:
+    """The task and the weights as they ship: on their grids, where they are trained towards them."""
+    return (task.task, _deploy(task)(params)) if isinstance(task, QuantisedTask) else (task, params)
+
+
+@functools.lru_cache(maxsize=8)
+def _deploy(task: QuantisedTask) -> Callable[[Params], Params]:
+    return jax.jit(lambda params: task.forward(params, None))
+
+
+def compress(task: train.Task, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimiser, and behind it what its task ends the chain with."""
+    if isinstance(task, QuantisedTask) and task.compressor is not None:
+        return optax.chain(optimizer, task.compressor)
+    return optimizer
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:

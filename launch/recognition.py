@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import speech
+from launch import quantization, speech
 from launch.schema import Config
-from models.transducer.decode import ExpansionBeam, Greedy, Hypotheses, Search, decode
+from models.transducer import integer_task
+from models.transducer.decode import Decodable, ExpansionBeam, Greedy, Hypotheses, Search, decode
+from models.transducer.integer_task import IntegerTask
 from models.transducer.model import decodable, transducer
 from models.transducer.task import TransducerTask
 from zojax import train
@@ -43,7 +45,7 @@ def search(frames: int, beam: int) -> Search:
 
 
 def recognise(
-    task: TransducerTask, params: Params, found: Iterable[Any], made: Units, *, beam: int = 0
+    task: train.Task, params: Params, found: Iterable[Any], made: Units, *, beam: int = 0
 ) -> Iterator[tuple[int, str, str]]:
     """What is said in evaluation batches.
 
@@ -57,10 +59,10 @@ def recognise(
     Yields:
       (id, what was said, what was recognised) of each utterance.
     """
-    encode = encoder_program(task)
+    encode, model = _programs(task, params)
     for batch in found:
-        frames, mask = encode(params, batch)
-        best = decode(search(frames.shape[1], beam), decodable(task.config, params), frames, mask)
+        frames, mask = encode(batch)
+        best = decode(search(frames.shape[1], beam), model, frames, mask)
         heard = best_labels(best)
         for row in np.flatnonzero(batch["weight"] > 0):
             said = made.decode(batch["labels"][row, : batch["label_lengths"][row]])
@@ -71,6 +73,16 @@ def best_labels(found: Hypotheses) -> list[np.ndarray]:
     """The labels of each row's best hypothesis."""
     tokens, lengths = np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
     return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+
+
+def _programs(task: train.Task, params: Params) -> tuple[Callable[[Any], Any], Decodable]:
+    """What encodes a batch, and predictor and joiner: in integers, where the task is on an accelerator."""
+    task, params = quantization.deployed(task, params)
+    if isinstance(task, IntegerTask):
+        made = integer_task.recogniser(task)
+        return functools.partial(made.encode, params), made.decodable(params)
+    assert isinstance(task, TransducerTask)
+    return functools.partial(encoder_program(task), params), decodable(task.config, params)
 
 
 @functools.lru_cache(maxsize=8)

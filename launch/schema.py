@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from launch.integer_schema import check_integer, depth
+
 # An ml_collections.ConfigDict. `check` knows the type of every field; a type checker does not.
 Config = Any
 
@@ -108,6 +110,17 @@ FIELDS: dict[str, _Field] = {
     "quant.profile": _choice("none", "w8a8_int", "w8a8_fp8", "w4a8_int", "w4a8_fp8", "w4a4_int"),
     # Steps of a block of error feedback; 0 for none.
     "quant.feedback": _Field((int,), lambda v: v == 0 or v >= 2, "0, or an integer, 2 or more"),
+    "integer.accelerator": _choice("none", "tflite", "narrow"),  # that a transducer is judged on, or trained on
+    "integer.forward": _choice("float", "emulation"),  # of first_order: the float network, or the integers in float
+    "integer.weights": _choice("absmax", "learned_step", "gq", "s8bqat"),
+    "integer.bits": _Field((int,), lambda v: 1 <= v <= 8, "a number of bits, 1 to 8"),  # of gq and s8bqat
+    "integer.allocation": _Field(
+        (tuple, list), lambda v: all(type(t) is str and depth(t) for t in v), 'a tuple of "PATTERN=BITS" of leaves'
+    ),
+    "integer.soft_steps": _integer(0),  # of gq: before each weight has one centroid
+    "integer.centroids": _choice("uniform", "lloyd_max"),  # of gq: from where they start
+    "integer.every": _integer(1),  # steps from one quantisation in gq's soft phase, or one compression of s8bqat, on
+    "integer.strength": _number(inclusive=True),  # of s8bqat's regulariser
     "multitask.tasks": _Field(
         (tuple, list),
         lambda v: all(type(n) is str for n in v) and len(set(v)) == len(v),
@@ -280,6 +293,7 @@ def _check_together(config: Config) -> None:
     _check_prompted(config)
     _check_causal(config)
     _check_speech(config)
+    check_integer(config)
 
 
 def _check_speech(config: Config) -> None:
