@@ -79,6 +79,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "pieces": 0,
                 "speeds": (100,),
                 "snr": (10, 40),
+                "noise": "none",
                 "seconds": 60,
                 "buckets": 2,
                 "frequency_masks": 2,

@@ -163,7 +163,8 @@ FIELDS: dict[str, _Field] = {
     ),  # at which each training utterance is heard
     "speech.snr": _Field(
         (tuple, list), lambda v: len(v) == 2 and all(type(n) is int for n in v), "a pair of dB, least and greatest"
-    ),  # of "commands"
+    ),  # of "commands", and of noise
+    "speech.noise": _choice("none", "white", "pink", "brown"),  # under the utterances of all splits
     "speech.seconds": _integer(1),  # of a training batch, with padding
     "speech.buckets": _integer(1),  # shapes of training batches
     "speech.frequency_masks": _integer(0),
@@ -315,6 +316,8 @@ def _check_speech(config: Config) -> None:
             f"config.speech.fast_emit is {speech.fast_emit}; it changes a gradient and no loss: with {method.name} it "
             "must be 0"
         )
+    if speech.noise != "none" and config.data.source == "commands":
+        raise ValueError(f"config.speech.noise is {speech.noise!r}; commands have one of their own: it must be none")
     if len(speech.channels) != (4 if speech.encoder == "conv_rnnt" else 1):
         raise ValueError(
             f"config.speech.channels is {tuple(speech.channels)}; four numbers with conv_rnnt, else one, are needed"

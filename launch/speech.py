@@ -23,6 +23,7 @@ from zojax.data.audio.augment import SpecAugment, spec_augment
 from zojax.data.audio.buckets import Examples, plan_buckets
 from zojax.data.audio.commands import Commands
 from zojax.data.audio.features import FilterBank, log_mel, num_frames
+from zojax.data.audio.noise import in_noise
 from zojax.data.audio.waves import RATE, resample, to_int16
 from zojax.losses.transducer import TransducerSpec
 from zojax.train import Batches
@@ -237,7 +238,7 @@ def load(config: Config, key: jax.Array, *, splits: Iterable[str], trained: Call
     """
     c, bank, made = config.speech, filter_bank(config), make_units(config)
     train = _split(config, "train")
-    examples = _examples(train, made, _train_size(config), tuple(c.speeds))
+    examples = _examples(config, train, made, _train_size(config), tuple(c.speeds))
     buckets = plan_buckets(
         examples.lengths,
         examples.label_lengths,
@@ -274,16 +275,22 @@ def _train_size(config: Config) -> int:
     return wanted or size
 
 
-def _examples(utterances: prepared.Utterances, made: units.Units, size: int, speeds: tuple[int, ...]) -> Examples:
+def _examples(
+    config: Config, utterances: prepared.Utterances, made: units.Units, size: int, speeds: tuple[int, ...]
+) -> Examples:
     """The first `size` utterances, at each of the speeds, in percent; id % size is the utterance."""
+    noise, (low, high) = config.speech.noise, config.speech.snr
     labels = [made.encode(text) for text in utterances.texts[:size]]
     lengths = np.concatenate([-(-utterances.lengths[:size] * 100 // speed) for speed in speeds])
 
     def read(index: int) -> np.ndarray:
-        speed, samples = speeds[index // size], utterances[index % size]["samples"]
-        if speed == 100:
+        speed, one = speeds[index // size], utterances[index % size]
+        samples = one["samples"]
+        if speed != 100:
+            samples = to_int16(resample(samples.astype(np.float32) / 32768, speed, 100))
+        if noise == "none":
             return samples
-        return to_int16(resample(samples.astype(np.float32) / 32768, speed, 100))
+        return in_noise(samples, f"{one['id']} {speed}", color=noise, low=low, high=high)
 
     x = read
     if lengths.sum() <= HELD:
@@ -299,7 +306,7 @@ def evaluation(config: Config, made: units.Units, split: str) -> Sequence[Any]:
       ValueError: if there is no such split, or an utterance holds what the units cannot write.
     """
     utterances = _split(config, split)
-    examples = _examples(utterances, made, _train_size(config) if split == "train" else len(utterances), (100,))
+    examples = _examples(config, utterances, made, _train_size(config) if split == "train" else len(utterances), (100,))
     buckets = plan_buckets(
         examples.lengths,
         examples.label_lengths,

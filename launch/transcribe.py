@@ -5,10 +5,11 @@
 Prints a line for each file, "NAME<tab>TEXT". With --stream a file is heard as if it were just being spoken: a line
 "<tab>SECONDS<tab>TEXT" for each change of the text on the way, and at the end the real-time factor (seconds of work
 for a second of sound) and the emission latency, from the end of the frame that a label was recognised at to the moment
-when it was there. Files that cannot be read are named on stderr and counted. Exit code 1: none could be read; 2: a
-wrong request.
+when it was there. In place of a file "test:0" may stand, an utterance of the run's own data; what was said comes with
+it. Files that cannot be read are named on stderr and counted. Exit code 1: none could be read; 2: a wrong request.
 """
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, recogniser
+from launch import cli, recogniser, speech
 from launch.recogniser import Recogniser
 from launch.recognition import best_labels, encoder_program, search
 from launch.streams import Stream, piece_frames
 from launch.weights import FOLDERS
 from models.transducer.decode import decode
 from models.transducer.model import decodable, transducer
+from zojax.data.audio import prepared
 from zojax.data.audio.features import num_frames
 from zojax.data.audio.waves import RATE, AudioError, read_wave
 
@@ -71,11 +73,13 @@ def main(argv: Sequence[str]) -> int:
     skipped = 0
     for name in files:
         try:
-            pcm = read_wave(name)
-        except AudioError as error:
+            pcm, said = read(found, name)
+        except (AudioError, LookupError) as error:
             cli.complain("transcribe", ValueError(f"{name}: {error}"))
             skipped += 1
             continue
+        if said is not None:
+            print(f"{name}\t(said: {said})")
         if streams:
             heard.append(stream(found, pcm, beam, show=True))
             print(f"{name}\t{found.units.decode(heard[-1].labels)}")
@@ -86,6 +90,28 @@ def main(argv: Sequence[str]) -> int:
     if skipped:
         cli.complain("transcribe", ValueError(f"{skipped} of {len(files)} files could not be read"))
     return cli.FAILED if skipped == len(files) else 0
+
+
+def read(found: Recogniser, name: str) -> tuple[np.ndarray, str | None]:
+    """Samples at 16 kHz, and what is said where that is known.
+
+    Args:
+      found: the run.
+      name: of a file, or an utterance of the run's own data: a split, a colon and a number.
+
+    Raises:
+      AudioError: if the file cannot be read.
+      LookupError: if there is no such utterance.
+    """
+    own = re.fullmatch(r"(\w+):(\d+)", name)
+    if own is None or Path(name).exists():
+        return read_wave(name), None
+    split, number = own[1], int(own[2])
+    try:
+        one = prepared.load(speech.source(found.config), split)[number]
+    except (ValueError, IndexError, FileNotFoundError) as error:
+        raise LookupError(cli.one_line(error)) from None
+    return one["samples"], one["text"]
 
 
 def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:

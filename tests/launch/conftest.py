@@ -142,6 +142,7 @@ def tiny(tmp_path_factory) -> dict:
             "pieces": 0,
             "speeds": (100,),
             "snr": (10, 40),
+            "noise": "none",
             "seconds": 8,
             "buckets": 1,
             "frequency_masks": 1,

@@ -212,6 +212,16 @@ def test_transcribe_names_what_it_cannot_read(trained, corpus, tmp_path, capsys)
     assert transcribe_program.main(["transcribe", listed[1], f"--workdir={trained}"]) == 1
 
 
+def test_transcribe_hears_the_runs_own_data(trained, corpus, capsys):
+    path, text = files(corpus)[1]
+    assert transcribe_program.main(["transcribe", "test:1", str(path), f"--workdir={trained}"]) == 0
+    said, heard, again = capsys.readouterr().out.splitlines()
+    assert said == f"test:1\t(said: {text})"
+    assert heard.split("\t")[1] == again.split("\t")[1]
+    assert transcribe_program.main(["transcribe", "test:99", f"--workdir={trained}"]) == 1
+    assert "utterance 99 of a split of 7" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -345,3 +355,25 @@ def test_a_split_may_be_several(monkeypatch):
     for name in ("train", "dev", "test"):
         speech._split(None, name)
     assert asked == ["train_a+train_b", "dev", "test"]  # the last is refused there, by its name
+
+
+def test_zeroth_order_steps_go_on_from_a_first_order_run(trained, fields, tmp_path):
+    fields = copy.deepcopy(fields)
+    fields["trainable"] = (r"norm_0/", r"joiner/encoded/")
+    fields["model"]["weights"] = f"{trained}:best"
+    fields["method"] |= {"name": "spsa", "num_samples": 4, "eps": 1e-3}
+    fields["speech"] |= {"noise": "pink", "snr": (0, 5), "speeds": (100,)}
+    fields["optimizer"] |= {"name": "adam", "weight_decay": 0.0, "learning_rate": 3e-3, "clip_norm": 0.0}
+    fields["train"] |= {"steps": 60, "eval_every": 60, "keep_best": "loss"}
+    (tmp_path / "zo.py").write_text(
+        f"import ml_collections\ndef get_config(a=''):\n    return ml_collections.ConfigDict({fields!r})\n"
+    )
+    assert train_program.main(["train", f"--config={tmp_path / 'zo.py'}", f"--workdir={tmp_path / 'run'}"]) == 0
+    before, after = [line for line in read_metrics(tmp_path / "run") if line.get("split") == "dev"]
+    assert after["loss"] < before["loss"]
+    # What it kept frozen is read from the run that it began with.
+    first, second = recogniser.load(trained, "best"), recogniser.load(tmp_path / "run", "best")
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.params, second.params)
+    assert moved["joiner"]["encoded"] == {"bias": True, "kernel": True}
+    assert not moved["encoder"]["lstm"]["lstm_0"]["input"]
+    assert not any(jax.tree.leaves(moved["predictor"]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zojax.data.audio.commands import ACCENTS, VARIANTS, Commands, _noise, number_words, sentences
+from zojax.data.audio.commands import ACCENTS, VARIANTS, Commands, number_words, sentences
 from zojax.data.audio.espeak import _loader, accents, variants
 
 
@@ -86,19 +86,6 @@ def test_speech_lies_in_noise_at_the_ratio_asked_for():
         ratio = 10 * np.log10(np.square(x[800:-800]).mean() / noise)
         # brown noise wanders in 50 ms; speech has louder and softer parts, but its power is over all of it
         assert 12 < ratio < 28
-
-
-@pytest.mark.parametrize("color", [0, 1, 2])
-def test_noise_has_its_color_and_power(color):
-    words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(1 << 15)
-    noise = _noise(words, color)
-    np.testing.assert_allclose(np.square(noise).mean(), 1)
-    power = np.abs(np.fft.rfft(noise)) ** 2
-    octaves = [power[k : 2 * k].mean() for k in (256, 512, 1024, 2048, 4096)]  # from 125 Hz
-    slopes = 10 * np.log10(np.array(octaves[:-1]) / octaves[1:])
-    # 3 dB an octave for each power of f; 256 bins average to 0.3 dB
-    np.testing.assert_allclose(slopes, 10 * np.log10(2) * color, atol=1.0)
-    assert abs(noise.mean()) < 1e-9
 
 
 def test_fields_are_checked_and_name_the_corpus():

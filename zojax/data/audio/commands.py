@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from zojax.data.audio.espeak import Voice, speak
+from zojax.data.audio.noise import colored
 from zojax.data.audio.prepared import Utterance
 from zojax.data.audio.waves import RATE, to_int16
 
@@ -183,7 +184,7 @@ class Commands:
         before, after = draw(RATE // 20, RATE // 3), draw(RATE // 20, RATE // 3)
         loudness, snr, color = draw(-20, -3), draw(self.low_snr, self.high_snr), draw(0, 2)
         speech *= 10 ** (loudness / 20) / np.abs(speech).max()
-        noise = _noise(generator.random_raw(before + len(speech) + after), color)
+        noise = colored(generator.random_raw(before + len(speech) + after), color)
         power = np.square(speech).mean()
         x = np.pad(speech, (before, after)) + noise * np.sqrt(power * 10 ** (-snr / 10))
         return {
@@ -192,15 +193,3 @@ class Commands:
             "text": text,
             "speaker": f"{voice.accent}+{voice.variant}",
         }
-
-
-def _noise(words: np.ndarray, color: int) -> np.ndarray:
-    """Noise of power 1 with a power spectrum of 1 / f^color: white, pink, brown."""
-    white = (words >> np.uint64(11)) * 2.0**-53 - 0.5
-    spectrum = np.fft.rfft(white)
-    # Below 50 Hz flat: a brown noise would else be all rumble.
-    low = max(1, 50 * len(words) // RATE)
-    spectrum *= np.maximum(np.arange(len(spectrum)), low) ** (-color / 2)
-    spectrum[0] = 0
-    noise = np.fft.irfft(spectrum, len(words))
-    return noise / np.sqrt(np.square(noise).mean())
