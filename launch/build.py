@@ -115,7 +115,11 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
 
     bert_config, encoder = hub.load(config.model.source, dtype=config.model.dtype)
     task = TextClassifier(
-        config=bert_config, num_classes=config.data.num_classes, pretrained=encoder, dtype=config.model.dtype
+        config=bert_config,
+        num_classes=config.data.num_classes,
+        pretrained=encoder,
+        dtype=config.model.dtype,
+        shared_layers=min(config.method.layers, default=0),
     )
     params = task.init(jax.random.fold_in(root, 0))
     if config.model.weights:

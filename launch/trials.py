@@ -30,6 +30,7 @@ from launch.build import Run, build
 from launch.methods import make_method, queries
 from launch.schema import Config
 from zojax.train.progress import Progress
+from zojax.train.task import prepared
 from zojax.trees import merge
 
 Trees = Any
@@ -126,6 +127,7 @@ class Trials:
             return first.task.loss(merge(part, frozen), batch)[0]
 
         def measure(params, frozen, state, batch, key, probes):
+            batch = prepared(first.task, merge(params, frozen), batch)
             return chain(key).measure(params, state, lambda part: loss(part, frozen, batch), num_samples=probes)
 
         def apply(params, state, scalars, key, rate):

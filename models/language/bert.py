@@ -311,12 +311,25 @@ class Bert(nn.Module):
                 f"tokens has length {tokens.shape[1]}; it must be at most max_position_embeddings{offset} = "
                 f"{c.max_position_embeddings - c.position_offset}"
             )
+        return self.continued(self.embeddings(tokens, mask, token_types, segments), mask, segments)
+
+    def continued(
+        self, x: Float[Array, "b s d"], mask: Bool[Array, "b s"], segments: Int[Array, "b s"] | None = None
+    ) -> Float[Array, "b s d"]:
+        """Hidden states of the last layer, from those that enter the first.
+
+        Args:
+          x: hidden states, such as the embeddings.
+          mask: True where there is a token.
+          segments: as for the whole call.
+
+        Returns:
+          float32 [b, s, hidden_size].
+        """
         seen = mask[:, None, :]
         if segments is not None:
             seen = seen & (segments[:, :, None] == segments[:, None, :])
-        bias = jnp.where(seen, 0.0, MASKED)[:, None]
-        hidden, _ = self.layers(self.embeddings(tokens, mask, token_types, segments), bias)
-        return hidden
+        return self.layers(x, jnp.where(seen, 0.0, MASKED)[:, None])[0]
 
     def pooled(
         self,

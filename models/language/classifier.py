@@ -1,7 +1,7 @@
 """Text classification with a BERT encoder: mean pooling, a linear head, cross-entropy."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,9 +37,10 @@ class TextClassifier:
       num_classes: classes, 2 or more.
       pretrained: the encoder's tree, as `hub.load` returns it; None for a random encoder.
       dtype: type of the encoder's kernels and tables, "float32", "bfloat16" or "float16".
+      shared_layers: so many layers, the lowest, are the same in all probes of a step: `prepare` runs them once.
 
     Raises:
-      ValueError: if the model is no encoder, or there are fewer than two classes.
+      ValueError: if the model is no encoder, there are fewer than two classes, or not so many layers.
 
     Example:
       >>> config = BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=2,
@@ -56,12 +57,18 @@ class TextClassifier:
     num_classes: int
     pretrained: Any = None
     dtype: str = "float32"
+    shared_layers: int = 0
 
     def __post_init__(self):
         if not isinstance(self.config, BertConfig):
             raise ValueError(f"TextClassifier.config is a {type(self.config).__name__}; it must be a BertConfig")
         if self.num_classes < 2:
             raise ValueError(f"TextClassifier.num_classes is {self.num_classes}; it must be 2 or more")
+        if not 0 <= self.shared_layers < self.config.num_hidden_layers:
+            raise ValueError(
+                f"TextClassifier.shared_layers is {self.shared_layers}; of {self.config.num_hidden_layers} layers it "
+                "must leave one"
+            )
 
     def init(self, key: Any) -> dict[str, Any]:
         """The parameters to start from.
@@ -81,24 +88,60 @@ class TextClassifier:
         head = {"kernel": kernel, "bias": jnp.zeros((self.num_classes,), jnp.float32)}
         return {"encoder": cast_matrices(encoder, self.dtype), "head": head}
 
+    def prepare(self, params: Any, batch: Batch) -> Batch:
+        """A batch with what enters the first layer that a probe moves, so that it is computed once a step.
+
+        Args:
+          params: the task's parameters, no probe.
+          batch: as the class describes it.
+
+        Returns:
+          The batch, with `hidden` where there are shared layers.
+        """
+        if not self.shared_layers:
+            return batch
+        below, own = self._part(0, self.shared_layers)
+        hidden = below.apply({"params": own(params)}, *self._inputs(batch), segments=_segments(batch))
+        return {**batch, "hidden": hidden}
+
+    def _hidden(self, params: Any, batch: Batch) -> Float[Array, "b s d"]:
+        tokens, mask = self._inputs(batch)
+        if "hidden" not in batch:
+            encoder = Bert(self.config)
+            return jnp.asarray(encoder.apply({"params": params["encoder"]}, tokens, mask, segments=_segments(batch)))
+        above, own = self._part(self.shared_layers, self.config.num_hidden_layers)
+        of = {"params": own(params)}
+        return jnp.asarray(above.apply(of, batch["hidden"], mask, _segments(batch), method="continued"))
+
+    def _inputs(self, batch: Batch) -> tuple[Array, Array]:
+        return jnp.asarray(batch["tokens"]), jnp.asarray(batch["mask"])
+
+    def _part(self, start: int, stop: int) -> tuple[Bert, Callable[[Any], Any]]:
+        """An encoder of some of the layers, and where its parameters stand in the task's."""
+        encoder = Bert(dataclasses.replace(self.config, num_hidden_layers=stop - start))
+
+        def own(params: Any) -> Any:
+            whole = params["encoder"]
+            # Leaves of every type carry the layers' axis on all of their arrays: `nn.scan` slices them alike.
+            return whole | {"layers": jax.tree.map(lambda leaf: leaf[start:stop], whole["layers"])}
+
+        return encoder, own
+
     def features(self, params: Any, batch: Batch) -> Float[Array, "b d"]:
         """Pooled features: the mean of the last hidden states over the mask.
 
         Args:
           params: the task's parameters; "encoder" is enough.
-          batch: `tokens` and `mask`; with `segment`, `label` too, for the number of texts.
+          batch: `tokens` and `mask`; with `segment`, `label` too, for the number of texts; or what `prepare` makes.
 
         Returns:
           float32 [b, d]; 0 for a row without tokens.
         """
-        tokens, mask = jnp.asarray(batch["tokens"]), jnp.asarray(batch["mask"])
-        encoder = Bert(self.config)
+        mask, hidden = jnp.asarray(batch["mask"]), self._hidden(params, batch)
         if "segment" not in batch:
-            hidden = encoder.apply({"params": params["encoder"]}, tokens, mask)
             weights = mask.astype(jnp.float32)
             return jnp.einsum("bsd,bs->bd", hidden, weights) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)[:, None]
         segment = jnp.asarray(batch["segment"])
-        hidden = jnp.asarray(encoder.apply({"params": params["encoder"]}, tokens, mask, segments=segment))
         # Padding has the number past the last, and so a row of zeros.
         member = jax.nn.one_hot(segment.ravel(), batch["label"].shape[0], axis=0, dtype=jnp.float32)
         return member @ hidden.reshape(member.shape[1], -1) / jnp.maximum(jnp.sum(member, axis=1), 1.0)[:, None]
@@ -157,3 +200,7 @@ class TextClassifier:
             "loss": (jnp.sum(cross_entropy * weight), total),
             "accuracy": (jnp.sum(correct * weight), total),
         }
+
+
+def _segments(batch: Batch) -> Array | None:
+    return jnp.asarray(batch["segment"]) if "segment" in batch else None

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from zojax.estimators import Estimator
-from zojax.train.task import Task, add, average
+from zojax.train.task import Task, add, average, prepared
 from zojax.trees import merge
 
 __all__ = [
@@ -84,6 +84,8 @@ def make_measure(task: Task, estimator: Estimator, *, microbatches: int = 1) -> 
 
     @functools.partial(jax.jit, static_argnames="num_samples")
     def measure(trainable, frozen, opt_state, batch, key, *, num_samples=None):
+        batch = prepared(task, merge(trainable, frozen), batch)
+
         def value_fn(candidate):
             params = merge(candidate, frozen)
             if microbatches == 1:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["Metrics", "Task", "add", "average"]
+__all__ = ["Metrics", "Prepares", "Task", "add", "average", "prepared"]
 
 Params = Any
 Batch = Any
@@ -31,6 +31,36 @@ class Task(Protocol):
     def evaluate(self, params: Params, batch: Batch) -> Metrics:
         """The metrics of a batch, rows of weight 0 left out."""
         ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A task of which some part is the same in all forwards of a step, and need not be computed in each."""
+
+    def prepare(self, params: Params, batch: Batch) -> Batch:
+        """The batch with what the unperturbed weights make of it; `loss` takes either."""
+        ...
+
+
+def prepared(task: Task, params: Params, batch: Batch) -> Batch:
+    """The batch of a step, prepared if the task does.
+
+    Args:
+      task: the task.
+      params: all weights, unperturbed.
+      batch: the batch.
+
+    Returns:
+      What `task.loss` is given in every forward of the step.
+
+    Example:
+      >>> class Doubled(Task):
+      ...     def prepare(self, params, batch):
+      ...         return 2 * batch
+      >>> prepared(Doubled(), {}, 3), prepared(Task, {}, 3)
+      (6, 3)
+    """
+    return task.prepare(params, batch) if isinstance(task, Prepares) else batch
 
 
 def add(a: Metrics, b: Metrics) -> Metrics:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,13 @@ from models.language import hub
 from models.language.bert import STACKED, Bert
 from models.language.classifier import TextClassifier
 from models.language.probe import fit_linear_probe
-from zojax.directions import Gaussian, LowRank
+from zojax import train
+from zojax.directions import Gaussian, LowRank, Sparse
+from zojax.estimators import spsa
+from zojax.masks import layer_masks
 from zojax.perturb import PerturbSpec
 from zojax.train.task import Task
+from zojax.trees import split
 
 
 def make_batch(rows=6, length=10, classes=3, seed=0):
@@ -188,6 +194,34 @@ def test_perturbed_leaves_equal_perturbed_weights(task, params, direction):
     # Noise made where it is used, one layer at a time, or all beforehand: the same numbers in another order.
     np.testing.assert_allclose(value, task.loss(dense, batch)[0], rtol=1e-5)
     assert abs(float(value) - float(task.loss(params, batch)[0])) > 1e-3
+
+
+def packed(batch):
+    """The batch, a text a row, said to be packed."""
+    rows = len(batch["tokens"])
+    return {**batch, "segment": np.where(batch["mask"], np.arange(rows, dtype=np.int32)[:, None], rows)}
+
+
+@pytest.mark.parametrize("form", [dict, packed])
+def test_layers_below_the_probes_run_once_a_step_and_change_nothing(task, params, form):
+    shared = dataclasses.replace(task, shared_layers=1)
+    direction = Sparse(inner=Gaussian())
+    spec = PerturbSpec(direction=direction, stacked=STACKED, masks=layer_masks((1,)))
+    trainable, frozen = split(params, ("encoder/layers/value/kernel",))
+    tx, batch, key = spsa(1e-2, spec, num_samples=2, key=jax.random.key(5)), form(make_batch()), jax.random.key(6)
+    whole, own = (train.make_measure(t, tx)(trainable, frozen, tx.init(trainable), batch, key) for t in (task, shared))
+    np.testing.assert_allclose(own.value, whole.value, rtol=1e-6)  # sums in another order
+    # A few roundings of each of two losses, divided by 2 eps.
+    np.testing.assert_allclose(own.projected, whole.projected, atol=8 * float(np.spacing(whole.value)) / 2e-2)
+    assert np.all(np.abs(own.projected) > 1e-3)
+    prepared = shared.prepare(params, batch)
+    other = {**prepared, "hidden": prepared["hidden"].at[:, :, 0].add(1.0)}  # which no LayerNorm takes out again
+    assert abs(float(shared.loss(params, other)[0]) - float(whole.value)) > 1e-3
+
+
+def test_shared_layers_must_leave_one(task):
+    with pytest.raises(ValueError, match=r"shared_layers is 2; of 2 layers it must leave one"):
+        dataclasses.replace(task, shared_layers=2)
 
 
 def test_the_classifier_is_a_task(task):
