@@ -175,15 +175,16 @@ class Trials:
         schedule, progress = queries(config, runs[0].steps_per_epoch), Progress(config.train.steps, start=0)
         records: list[dict[str, Any]] = []
 
-        def evaluate(step: int) -> None:
+        def evaluate(step: int) -> float:
             nonlocal best
             found = self._metrics(params, frozen, runs[0].evaluation["dev"])
             records.extend(self._records(found, split="dev", step=step, forwards=forwards))
             better = np.nan_to_num(found["accuracy"], nan=-np.inf) > most
             most[better] = found["accuracy"][better]
             best = self._keep(best, params, jnp.asarray(better))
+            return float(np.mean(found["loss"]))
 
-        evaluate(0)
+        loss = evaluate(0)
         for step in range(1, config.train.steps + 1):
             probes = config.method.num_samples if schedule is None else schedule(step - 1)
             batch = _stacked([next(run.batches) for run in runs])
@@ -191,8 +192,8 @@ class Trials:
             params, state = self._apply(params, state, scalars, keys, rates)
             forwards += runs[0].method.forwards(probes, step)
             if step % config.train.eval_every == 0 or step == config.train.steps:
-                evaluate(step)
-            progress.update(step, forwards=forwards * most.size, loss=float("nan"))
+                loss = evaluate(step)
+            progress.update(step, forwards=forwards * most.size, loss=loss)  # on dev, the last that is known
         progress.close()
         found = self._metrics(best, frozen, runs[0].evaluation["test"])
         return [*records, *self._records(found, split="test", step=config.train.steps, forwards=forwards)]
