@@ -126,7 +126,7 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
         params |= {"encoder": _trained(config.model.weights, params)[0]["encoder"]}
     zero_head = None
     # Before anything costly: a pattern that matches nothing ends the program here.
-    shapes = jax.eval_shape(lambda p, k: _prepared(config, task, p, k), params, root)
+    shapes = jax.eval_shape(lambda p, k: prepared(config, task, p, k), params, root)
     split(shapes, tuple(config.trainable))
     probabilities = None
     if config.model.head == "probe":
@@ -174,7 +174,7 @@ def _assemble(
     calibration: list[list[Any]] | None = None,
 ) -> Run:
     """Float weights and data made into a run."""
-    params = _prepared(config, task, params, jax.random.fold_in(root, 3))
+    params = prepared(config, task, params, jax.random.fold_in(root, 3))
     batches, evaluation = adapters.with_prompt(config, task, batches, evaluation)
     trainable, frozen = split(params, tuple(config.trainable))
     chosen = None
@@ -207,7 +207,7 @@ def _assemble(
     )
 
 
-def _prepared(config: Config, task: Any, params: Params, key: jax.Array) -> Params:
+def prepared(config: Config, task: Any, params: Params, key: jax.Array) -> Params:
     """The weights from which a run starts: quantised, and with adapters, where the config asks for them."""
     return adapters.add(config, task, quantization.prepare(config, params), key)
 

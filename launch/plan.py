@@ -2,8 +2,8 @@
 
     python -m launch.plan --config=configs/lm_llama.py:70b --mesh=data:4,fsdp:64,tensor:16 [--platform=tpu]
 
-Nothing is allocated: LLaMA 2's sizes are known by their hub ids, those of other prompted_lm come from config.json, and
-the runs of other models, which are small, are built for their shapes. The programs of a step are lowered for --platform
+Nothing is allocated: the shapes of language models and of transducers follow from their sizes (`launch/problems.py`).
+The programs of a step are lowered for --platform
 (tpu or cuda) on an abstract mesh of that size. Then they are partitioned and compiled for as many CPU devices, which
 takes seconds and no memory:
 
@@ -28,19 +28,12 @@ from absl import flags
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from launch import cli, protocols, quantization
-from launch.build import build
 from launch.collectives import partitioned, sent
 from launch.methods import make_method
+from launch.problems import Problem, describe
 from launch.schema import Config
-from models.language import config as configs
-from models.language import hub
-from models.language.families import FAMILIES, abstract, family_of
-from models.language.layers import cast_matrices
-from models.language.llama_config import LlamaConfig
-from models.language.prompted import PromptedLM
 from models.language.sharding import LOGICAL, shardings
 from zojax import train
-from zojax.trees import split
 
 AXES = ("data", "fsdp", "tensor")
 MOST = 2048
@@ -49,46 +42,6 @@ MOST = 2048
 DEVICES = {"tpu": AbstractDevice("TPU v5 lite", 1, "tpu"), "cuda": None}
 
 Shapes = Any
-
-
-def _llama2(width: int, layers: int, heads: int, kv_heads: int, mlp: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=32000,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=128,
-        intermediate_size=mlp,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    )
-
-
-NAMED: dict[str, LlamaConfig] = {
-    "meta-llama/Llama-2-7b-hf": _llama2(4096, 32, 32, 32, 11008),
-    "meta-llama/Llama-2-13b-hf": _llama2(5120, 40, 40, 40, 13824),
-    "meta-llama/Llama-2-70b-hf": _llama2(8192, 80, 64, 8, 28672),
-}
-"""Sizes by hub id, so that a plan needs no hub."""
-
-
-class Problem(NamedTuple):
-    """A step's task, and the shapes of what it is given.
-
-    Attributes:
-      task: loss and metrics.
-      trainable: shapes of the trained weights.
-      frozen: shapes of the others.
-      batch: shapes of a batch.
-      steps_per_epoch: of no consequence but for the schedule of queries.
-    """
-
-    task: Any
-    trainable: Shapes
-    frozen: Shapes
-    batch: Shapes
-    steps_per_epoch: int
 
 
 class Need(NamedTuple):
@@ -181,38 +134,6 @@ def _have(count: int) -> None:
             raise ValueError(f"--mesh: {count} devices are needed; JAX has started with {jax.device_count()}") from None
 
 
-def describe(config: Config) -> Problem:
-    """The task of a config and its shapes.
-
-    Raises:
-      ValueError: if a pattern matches no leaf, or a file is malformed.
-      FileNotFoundError: if a model or a data set is missing.
-    """
-    if config.model.name != "prompted_lm" or config.adapter.rank or config.quant.profile != "none":
-        run = build(config, splits=("dev",))
-        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
-        batch = jax.tree.map(jnp.asarray, next(run.batches))
-        trainable, frozen, batch = jax.tree.map(shape, (run.params, run.frozen, batch))
-        return Problem(run.task, trainable, frozen, batch, run.steps_per_epoch)
-    sizes = NAMED.get(config.model.source)
-    if sizes is None:
-        read = configs.read(hub.resolve(config.model.source) / "config.json")
-        sizes = FAMILIES[read.get("model_type", "bert")].config.from_dict(read)
-    params = jax.eval_shape(lambda tree: cast_matrices(tree, config.model.dtype), abstract(sizes))
-    b, s = config.data.batch_size, config.data.max_length
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((b, 1, s), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((b, 1, s), bool),
-        "at": jax.ShapeDtypeStruct((b, 1, 1), jnp.int32),
-        "answer": jax.ShapeDtypeStruct((b, 2, 1), jnp.int32),
-        "answer_mask": jax.ShapeDtypeStruct((b, 2, 1), bool),
-        "correct": jax.ShapeDtypeStruct((b, 2), bool),
-        "weight": jax.ShapeDtypeStruct((b,), jnp.float32),
-    }
-    task = PromptedLM(model=family_of(sizes).model(sizes), objective="classification", dtype=config.model.dtype)
-    return Problem(task, *split(params, tuple(config.trainable)), batch, 1)
-
-
 class _Placed(NamedTuple):
     """Shapes on a mesh: of the weights, the frozen ones, a batch."""
 
@@ -249,8 +170,9 @@ def bytes_of(shapes: Shapes) -> int:
     """Bytes of the shards on one device."""
 
     def own(leaf: Any) -> int:
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        return int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+        # Four bits are half a byte to XLA, a whole one to numpy.
+        bits = 4 if leaf.dtype in (jnp.int4, jnp.uint4) else 8 * leaf.dtype.itemsize
+        return int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * bits // 8
 
     return sum(own(leaf) for leaf in jax.tree.leaves(shapes))
 
@@ -349,7 +271,7 @@ def report(config: Config, problem: Problem, sizes: Any, compiled: Any, platform
     mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
     count = sum(leaf.size for leaf in jax.tree.leaves((problem.trainable, problem.frozen)))
     trained = sum(leaf.size for leaf in jax.tree.leaves(problem.trainable))
-    rows = config.data.batch_size
+    rows = max(leaf.shape[0] for leaf in jax.tree.leaves(problem.batch) if leaf.shape)
     shards = int(np.prod([size for name, size in sizes.items() if name in LOGICAL["batch"]]))
     lines = [
         f"model     {config.model.source}: {count:,} weights, {trained:,} of them trained",

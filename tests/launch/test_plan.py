@@ -1,14 +1,16 @@
 """Plans: shares of weights and what is sent, against counts by hand; the program itself on one device."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from launch import cli, collectives, plan
+from launch import cli, collectives, plan, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 D, MLP, VOCAB, LAYERS, ROWS, LENGTH = 16, 32, 64, 3, 8, 12
@@ -16,16 +18,16 @@ D, MLP, VOCAB, LAYERS, ROWS, LENGTH = 16, 32, 64, 3, 8, 12
 # On a machine of eight CPU devices, in a process of its own: JAX fixes their number when it starts.
 PROGRAM = """
 import importlib, json, sys
-from launch import plan, schema
+from launch import plan, problems, schema
 from models.language.llama_config import LlamaConfig
 plan._have(8)
-plan.NAMED["tiny"] = LlamaConfig(vocab_size={VOCAB}, hidden_size={D}, num_hidden_layers={LAYERS}, head_dim=4,
+problems.NAMED["tiny"] = LlamaConfig(vocab_size={VOCAB}, hidden_size={D}, num_hidden_layers={LAYERS}, head_dim=4,
     num_attention_heads=4, num_key_value_heads=2, intermediate_size={MLP})
 config = importlib.import_module("configs.lm_llama").get_config()
 config.model.source, config.data.batch_size, config.data.max_length = "tiny", {ROWS}, {LENGTH}
 config.model.dtype, config.optimizer.rounding = sys.argv[1], "none"
 schema.check(config)
-problem, out = plan.describe(config), {{}}
+problem, out = problems.describe(config), {{}}
 for given in sys.argv[2:]:
     sizes = plan.parse_mesh(given)
     needs = (need(config, problem, sizes, sizes, "tpu") for need in (plan.zeroth_order, plan.first_order))
@@ -133,3 +135,20 @@ def test_the_plan_of_a_small_run(tiny, tmp_path, capsys):
     assert "back-propagation, Adam" in out
     assert plan.main(["plan", f"--config={path}", "--mesh=data:4096"]) == cli.WRONG
     assert "JAX has started with" in capsys.readouterr().err
+
+
+def test_shapes_need_neither_weights_nor_data():
+    speech = importlib.import_module("configs.librispeech_rnnt").get_config()
+    problem = problems.describe(speech)
+    assert problem.batch["pcm"].shape[1] == 16 * 16000
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.trainable))
+    config = importlib.import_module("configs.lm_llama").get_config("70b")
+    config.adapter.rank, config.trainable = 4, (r"kernel/(a|b)$",)
+    problem = problems.describe(config)
+    # Rank 4 on query (8192 to 8192) and value (8192 to 1024) of 80 layers.
+    assert sum(leaf.size for leaf in jax.tree.leaves(problem.trainable)) == 80 * 4 * (2 * 8192 + 8192 + 1024)
+    # 68,976,648,192 is LLaMA 2 70B's published count.
+    assert sum(leaf.size for leaf in jax.tree.leaves(problem.frozen)) == 68_976_648_192
+    config.adapter.kind = "prompt"
+    with pytest.raises(ValueError, match=r"adapter\.kind is 'prompt'"):
+        problems.describe(config)
