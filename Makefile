@@ -12,9 +12,10 @@ STAMP := $(VENV)/.synced
 CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),--system-certs)
 
 WORKDIR ?= runs/quickstart
+SPEECH ?= runs/commands
 NAME ?= noise
 
-.PHONY: help env train test lint parity-env parity bench clean
+.PHONY: help env train speech test lint parity-env parity bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -36,6 +37,10 @@ $(STAMP): pyproject.toml uv.lock $(VENV)/bin/uv
 
 train: env ## Fine-tune a pretrained encoder on the embedded data set: WORKDIR=runs/quickstart
 	$(RUN) -m launch.train --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+speech: env ## Train a recogniser of spoken commands, and let it hear voices that it has not met: SPEECH=runs/commands
+	$(RUN) -m launch.train --config=configs/commands_rnnt.py --workdir=$(SPEECH)
+	$(RUN) -m launch.transcribe test:0 test:1 test:2 --workdir=$(SPEECH) --stream
 
 test: env ## Run every test and every docstring example
 	@$(RUN) -m pytest -n auto

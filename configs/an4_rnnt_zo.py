@@ -1,7 +1,7 @@
 """AN4 in a noise that the model has not met: the last stage of the encoder learns from forwards alone.
 
 The weights are those of a run of `configs/an4_rnnt.py`, trained on clean speech. Here all splits lie in pink noise at 5
-to 15 dB, drawn once for each utterance. The last LSTM layer's norm and the projection behind it follow, 132,608 of
+to 15 dB, drawn once for each utterance. The last LSTM layer's norm and the projection behind it follow, 132,352 of
 8 million weights, by two-point sign probes; the task is that of training, less its dropout. Probes and rates are ours.
 
     python -m launch.train --config=configs/an4_rnnt_zo.py --workdir=runs/an4_rnnt_zo \
