@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from launch.integer_schema import check_integer
+
 Config = Any  # as in `launch.schema`
 
 __all__ = ["check_together"]

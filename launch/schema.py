@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from launch.checks import check_together
-
-from launch.integer_schema import check_integer, depth
+from launch.integer_schema import depth
 
 # An ml_collections.ConfigDict. `check` knows the type of every field; a type checker does not.
 Config = Any
