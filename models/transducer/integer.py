@@ -22,16 +22,19 @@ from zojax import ops
 from zojax.accelerator import Accelerator, primitives
 from zojax.accelerator import transducer as ends
 from zojax.accelerator.emulate import Q0_7, Q3_12, Format, Mode, Value, emulated, quantise
-from zojax.accelerator.fixed_point import requantise
+from zojax.accelerator.fixed_point import Rescale, requantise
 from zojax.accelerator.linear import FullyConnected, fully_connected, fully_connected_layer, linear_plan
 from zojax.accelerator.lstm import Lstm, LstmState, LstmWeights, initial_state, lstm, lstm_layer, lstm_plan
 from zojax.accelerator.normalise import LayerNorm, layer_norm, layer_norm_layer, layer_norm_plan
 
 __all__ = [
+    "FrameInput",
+    "Layer",
     "Network",
     "encode",
     "encoder_state",
     "frame_input",
+    "input_codes",
     "join",
     "network",
     "observe",
@@ -172,6 +175,28 @@ def network(
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameInput:
+    """The affine map from the codes of features to those of the encoder's input.
+
+    Attributes:
+      offset: int32 [bins].
+      factor: one a bin.
+      output: format of the encoder's input.
+    """
+
+    offset: Int[Array | np.ndarray, "bins"]
+    factor: Rescale
+    output: Format
+
+
+def input_codes(codes: Int[Array, "b t d"], of: FrameInput) -> Int[Array, "b t d"]:
+    """(codes + offset) * factor + zero, rounded by the arithmetic "single" on every accelerator, and clamped."""
+    rounded = requantise(codes.astype(jnp.int32) + of.offset, of.factor, "single")
+    return of.output.clip(rounded + of.output.zero)
+
+
 def frame_input(x: Float[Array, "b t d"] | Int[Array, "b t d"], formats: Formats, mode: Mode) -> Value:
     """Features as the encoder takes them: the affine map in integers, one multiplier a bin.
 
@@ -187,8 +212,7 @@ def frame_input(x: Float[Array, "b t d"] | Int[Array, "b t d"], formats: Formats
         return x * formats.gain + formats.bias
     codes = FEATURES.encode(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
     to = formats.input
-    codes = requantise(codes.astype(jnp.int32) + formats.offset, formats.factor, "single") + to.zero
-    codes = to.clip(codes)
+    codes = input_codes(codes, FrameInput(offset=formats.offset, factor=formats.factor, output=to))
     return emulated(codes, jnp.zeros(codes.shape), to.scale, to.zero) if mode == "emulation" else codes
 
 

@@ -30,7 +30,7 @@ from zojax.accelerator.emulate import Q3_12, Mode, quantise, value_of
 from zojax.losses.transducer import fused_transducer_loss
 from zojax.train.task import Metrics
 
-__all__ = ["IntegerTask", "Recogniser", "calibrate", "recogniser"]
+__all__ = ["IntegerTask", "Recogniser", "calibrate", "recogniser", "search_functions"]
 
 Params = Any
 
@@ -159,7 +159,7 @@ def recogniser(task: IntegerTask) -> Recogniser:
     Returns:
       The programs.
     """
-    start, step, joiner = _functions(task.accelerator)
+    start, step, joiner = search_functions(task.accelerator)
 
     @jax.jit
     def made(params: Params) -> Network:
@@ -176,7 +176,9 @@ def recogniser(task: IntegerTask) -> Recogniser:
 
 
 @functools.lru_cache(maxsize=16)
-def _functions(accelerator: Accelerator) -> tuple[Callable, Callable, Callable]:
+def search_functions(accelerator: Accelerator) -> tuple[Callable, Callable, Callable]:
+    """The start, the step and the joiner of a `Decodable` whose parameters are a `Network`."""
+
     def step(net: Network, labels: Array, state: Any) -> tuple[Array, Any]:
         symbols, state = predict(labels[:, None], net, accelerator, state)
         return value_of(symbols[:, 0], Q3_12), state

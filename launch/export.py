@@ -1,0 +1,107 @@
+"""Writes the integer transducer of a run to one file.
+
+    python -m launch.export --workdir=runs/an4_rnnt_aat --out=FILE.safetensors [--weights=best|last|base]
+
+The file has packed codes, tables, multipliers, the accelerator's description, the units, and golden activations of the
+first utterance of test (see `launch/exported.py`); `python -m launch.interpreter FILE` recomputes those. Exit code 2: a
+wrong request.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from launch import cli, exported, quantization, schema, speech
+from launch.build import build
+from launch.recognition import MAX_SYMBOLS, search
+from launch.weights import FOLDERS, find_weights, load_weights
+from models.transducer import integer
+from models.transducer.decode import Decodable, decode
+from models.transducer.integer_formats import FEATURES
+from models.transducer.integer_task import IntegerTask, search_functions
+from zojax.data.audio.features import FilterBank
+from zojax.trees import merge
+
+Params = Any
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; returns its exit code."""
+    try:
+        values = cli.parse(argv, __doc__ or "", _define)
+        given: dict[str, Any] = values.flag_values_dict()
+        if not given["workdir"] or not given["out"]:
+            raise ValueError("--workdir=RUN and --out=FILE are needed")
+        workdir, out = Path(given["workdir"]), Path(given["out"])
+        config = schema.load(workdir)
+        if config.model.name != "transducer" or config.integer.accelerator == "none":
+            raise ValueError(f"workdir: {workdir} holds no run of an integer transducer (config.integer.accelerator)")
+        if out.exists():
+            raise ValueError(f"--out={out}: there is such a file")
+        path = find_weights(workdir, given["weights"])
+        run = build(config, splits=("dev", "test"))
+    except (ValueError, FileNotFoundError) as error:
+        cli.complain("export", error)
+        return cli.WRONG
+    task, params = quantization.deployed(run.task, merge(load_weights(path, run), run.frozen))
+    assert isinstance(task, IntegerTask)
+    units = speech.make_units(config)
+    labels = ["", *(units.decode([label]) for label in range(1, units.size))]
+    write(out, task, params, run.evaluation["test"][0], bank=speech.filter_bank(config), labels=labels)
+    floats = 4 * sum(leaf.size for leaf in jax.tree.leaves(run.params) if leaf.dtype == jnp.float32)
+    print(f"{out}: {out.stat().st_size:,} bytes, from {path}, whose floats take {floats:,}")
+    return 0
+
+
+def write(out: Path, task: IntegerTask, params: Params, batch: Any, *, bank: FilterBank, labels: Sequence[str]) -> None:
+    """Writes a task's integers, with what they make of the first utterance of a batch.
+
+    Args:
+      out: the file.
+      task: the transducer.
+      params: leaves that know their grid.
+      batch: as the task takes it.
+      bank: the features.
+      labels: the text of each label.
+    """
+
+    @jax.jit
+    def made(params: Params) -> integer.Network:
+        return integer.network(task.config, params, task.formats, task.accelerator, "integer")
+
+    network = made(params)
+    frames = integer.FrameInput(offset=task.formats.offset, factor=task.formats.factor, output=task.formats.input)
+    one = {name: value[:1] for name, value in batch.items() if np.ndim(value)}
+    x, mask = task.features(one)
+    count = int(np.asarray(mask).sum())
+    codes = FEATURES.encode(x)[:, :count]
+    encoded, _ = integer.encode(integer.input_codes(codes, frames), network, task.accelerator)
+    first, step, joiner = search_functions(task.accelerator)
+    model = Decodable(params=network, start=first, step=step, joiner=joiner)
+    real = jnp.ones(encoded.shape[:2], bool)
+    best = decode(search(encoded.shape[1], 0), model, encoded.astype(jnp.float32) * 2.0**-12, real)
+    symbol, _ = integer.predict(jnp.zeros((1, 1), jnp.int32), network, task.accelerator)
+    golden = {
+        "features": np.asarray(codes[0]),
+        "frames": np.asarray(encoded[0]),
+        "logits": np.asarray(integer.join(encoded[:, :1], symbol, network, task.accelerator)[0, 0]),
+        "labels": np.asarray(best.tokens[0, 0, : int(best.lengths[0, 0])], np.int32),
+    }
+    about = {"labels": list(labels), "max_symbols": MAX_SYMBOLS}
+    exported.write(out, network, frames, task.accelerator, bank, about=about, golden=golden)
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("out", None, "file to write", flag_values=values)
+    flags.DEFINE_enum("weights", "best", [*FOLDERS], "which weights", flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
