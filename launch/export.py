@@ -81,16 +81,22 @@ def write(out: Path, task: IntegerTask, params: Params, batch: Any, *, bank: Fil
     x, mask = task.features(one)
     count = int(np.asarray(mask).sum())
     codes = FEATURES.encode(x)[:, :count]
-    encoded, _ = integer.encode(integer.input_codes(codes, frames), network, task.accelerator)
+    encode = jax.jit(lambda codes, net: integer.encode(integer.input_codes(codes, frames), net, task.accelerator)[0])
+    encoded = encode(codes, network)
     first, step, joiner = search_functions(task.accelerator)
     model = Decodable(params=network, start=first, step=step, joiner=joiner)
     real = jnp.ones(encoded.shape[:2], bool)
     best = decode(search(encoded.shape[1], 0), model, encoded.astype(jnp.float32) * 2.0**-12, real)
-    symbol, _ = integer.predict(jnp.zeros((1, 1), jnp.int32), network, task.accelerator)
+
+    @jax.jit
+    def at_start(frame: jax.Array, net: integer.Network) -> jax.Array:
+        symbol, _ = integer.predict(jnp.zeros((1, 1), jnp.int32), net, task.accelerator)
+        return integer.join(frame, symbol, net, task.accelerator)
+
     golden = {
         "features": np.asarray(codes[0]),
         "frames": np.asarray(encoded[0]),
-        "logits": np.asarray(integer.join(encoded[:, :1], symbol, network, task.accelerator)[0, 0]),
+        "logits": np.asarray(at_start(encoded[:, :1], network)[0, 0]),
         "labels": np.asarray(best.tokens[0, 0, : int(best.lengths[0, 0])], np.int32),
     }
     about = {"labels": list(labels), "max_symbols": MAX_SYMBOLS}

@@ -136,8 +136,8 @@ def write(
         "format": FORMAT,
         "accelerator": dataclasses.asdict(accelerator) | {"lacks": sorted(accelerator.lacks)},
         "features": dataclasses.asdict(bank) | {"scale": float(FEATURES.scale)},
-        "frames": _described(jax.device_get(frames), "frames", tensors),
-        "network": _described(jax.device_get(network), "network", tensors),
+        "frames": _described(frames, "frames", tensors),
+        "network": _described(network, "network", tensors),
         **about,
     }
     save_file(tensors, path, metadata={"model": json.dumps(model)})

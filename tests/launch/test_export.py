@@ -1,0 +1,91 @@
+"""The exported file: what it holds is what was written, and an interpreter of its own computes the same."""
+
+import ast
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from launch import export, exported, interpreter
+from launch.recognition import search
+from tests.models.transducer.test_integer import RULES, Case, case  # noqa: F401 (a fixture)
+from zojax import quant
+from zojax.data.audio.features import FilterBank
+from zojax.quant.general import general, initial_centroids
+from zojax.quant.tables import Depth
+
+
+@pytest.fixture(scope="module")
+def file(case: Case, tmp_path_factory) -> Path:  # noqa: F811
+    """A transducer whose joiner has 2 bits a weight."""
+    path = tmp_path_factory.mktemp("export") / "model.safetensors"
+    z = initial_centroids(case.params, RULES, (Depth(pattern="joiner", bits=2), Depth(pattern="", bits=8)))
+    params = jax.jit(lambda params: general(params, z, RULES))(case.params)
+    export.write(path, case.on("integer"), params, case.batch, bank=FilterBank(bins=4), labels=["", *"abcd"])
+    return path
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_bits_are_packed_and_unpacked(bits):
+    x = np.random.default_rng(bits).integers(0, 2**bits, (7, 3))
+    packed = exported.pack(x, bits)
+    assert packed.nbytes == -(-21 * bits // 8)
+    np.testing.assert_array_equal(exported.unpack(packed, bits, (7, 3)), x)
+    # Bit by bit, the lowest first.
+    stream = "".join(format(v, f"0{bits}b")[::-1] for v in x.ravel())
+    assert packed[0] == int(stream[:8][::-1], 2)
+
+
+def test_the_interpreter_finds_nothing_different(file, capsys):
+    assert interpreter.check(file) == {"frames": 0, "logits": 0, "labels": 0}
+    assert interpreter.main(["interpreter", str(file)]) == 0
+    assert '"labels": 0' in capsys.readouterr().out
+    golden = load_file(file)
+    assert len(golden["golden/labels"]) > 0
+    assert len(np.unique(golden["golden/frames"])) > 10
+
+
+def test_one_weight_is_seen(file, tmp_path):
+    data = bytearray(file.read_bytes())
+    model, tensors = interpreter.load(file)
+    del model
+    name = "network/joiner/encoder/weight/table"
+    assert len(tensors[name]) <= 4
+    at = data.find(tensors[name].tobytes(), 8 + int.from_bytes(data[:8], "little"))
+    data[at + 1] = (data[at + 1] + 5) % 256
+    (tmp_path / "other.safetensors").write_bytes(bytes(data))
+    assert interpreter.check(tmp_path / "other.safetensors")["frames"] > 0
+
+
+def test_what_is_read_is_what_was_written(file, case):  # noqa: F811
+    model = exported.read(file)
+    assert model.accelerator == case.accelerator
+    assert model.about["labels"] == ["", "a", "b", "c", "d"]
+    golden = model.tensors
+    stream = exported.IntegerStream(model, search(len(golden["frames"]), 0))
+    for first, last in ((0, 1), (1, 7), (7, 12)):  # chunks of any size
+        stream.push_codes(golden["features"][None, first:last])
+    best = stream.found()
+    assert best.tokens[0, 0, : int(best.lengths[0, 0])].tolist() == golden["labels"].tolist()
+    whole = quant.straight_through(case.params, RULES)["encoder"]["lstm"]["lstm_0"]["input"].quantized
+    np.testing.assert_array_equal(model.network.encoder[0].lstm.input, whole.qvalue)
+
+
+def test_the_interpreter_stands_alone():
+    tree = ast.parse(Path(interpreter.__file__).read_text())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert names == {"functools", "json", "sys", "pathlib", "typing", "numpy"}
+
+
+def test_refusals(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        exported.read(tmp_path / "none")
+    (tmp_path / "text").write_text("hello, this is no file of tensors")
+    with pytest.raises(ValueError, match="holds no exported transducer"):
+        exported.read(tmp_path / "text")
+    assert interpreter.main(["interpreter", str(tmp_path / "none")]) == 2
+    assert export.main(["export", f"--workdir={tmp_path}"]) == 2
+    assert "--out=FILE" in capsys.readouterr().err
