@@ -281,7 +281,7 @@ def _images(room: Room, source: np.ndarray, reach: float) -> Iterator[tuple[np.n
     """Places [n, 3] and gains [n] of the images that may lie within `reach` of a place in the room, by slices of x."""
     axes = []
     for length, s, (low, high) in zip(room.size, source, room.reflection, strict=True):
-        most = math.ceil((reach / length + 1) / 2) + 1
+        most = math.ceil(reach / (2 * length))  # 2 l L - s < L + reach, s below L
         turns = np.arange(-most, most + 1)
         places = np.concatenate([s + 2 * turns * length, -s + 2 * turns * length])
         gains = np.concatenate(
