@@ -335,14 +335,17 @@ def sensitivity(
       >>> rises["w"][1] > rises["w"][2] > -1e-6
       True
     """
-    value = jax.jit(lambda p, z: value_fn(general(p, z, rules)))
-    paths = list(grids(params, rules))
-    base = float(value(params, {}))
+    program, paths = jax.jit(value_fn), list(grids(params, rules))
+
+    def value(centroids: Params) -> float:  # trees of one structure, so that it compiles once
+        return float(program(general(params, centroids, rules)))
+
+    base = value({})
     rises: dict[str, dict[int, float]] = {path: {} for path in paths}
     for depth in bits:
         every = flat(initial_centroids(params, rules, (Depth(pattern="", bits=depth),), start="lloyd_max"))
         for path in paths:
-            rises[path][depth] = float(value(params, nested({path: every[path]}))) - base
+            rises[path][depth] = value(nested({path: every[path]})) - base
     return rises
 
 
