@@ -113,7 +113,10 @@ class IntegerTask(TransducerTask):
         labels = jnp.pad(args[0], ((0, 0), (1, 0)), constant_values=BLANK)
         return value_of(predict(labels, net, self.accelerator)[0], Q3_12)
 
-    def _exact(self, params, frames, lengths: Int[Array, "b"], symbols, labels, batch) -> Float[Array, "b"]:
+    def _exact(
+        self, params, frames, lengths: Int[Array, "b"], symbols, labels, batch, guide: Any = None
+    ) -> Float[Array, "b"]:
+        del guide  # of the first steps from random weights; these are trained
         if self.forward == "float":
             return super()._exact(params, frames, lengths, symbols, labels, batch)
         joined = _joined(self.formats, self.accelerator, self.forward)
