@@ -41,6 +41,7 @@ def get_config(source: str = "an4") -> ml_collections.ConfigDict:
     c.speech.predictor_width = 128
     c.speech.joint = 256
     c.speech.acoustic = 0.5
+    c.speech.alone = 300
     c.method.name = "first_order"
     c.optimizer.name = "adamw"
     c.optimizer.learning_rate = 1e-3

@@ -26,6 +26,7 @@ def get_config(source: str = "an4") -> ml_collections.ConfigDict:
     c.speech.snr = (5, 15)
     c.speech.speeds = (100,)
     c.speech.dropout = 0.0
+    c.speech.alone = 0
     c.speech.time_masks = 0
     c.speech.frequency_masks = 0
     c.method.name = "spsa"

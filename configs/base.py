@@ -105,6 +105,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "joint": 256,
                 "band": 0,
                 "acoustic": 0.0,
+                "alone": 0,
                 "fast_emit": 0.0,
                 "delay_penalty": 0.0,
             },

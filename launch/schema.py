@@ -194,6 +194,7 @@ FIELDS: dict[str, _Field] = {
     "speech.joint": _integer(1),
     "speech.band": _integer(0),  # symbols a frame of the pruned loss; 0: the exact loss
     "speech.acoustic": _number(inclusive=True),  # weight of a loss by the frames alone
+    "speech.alone": _integer(0),  # steps without the predictor
     "speech.fast_emit": _number(inclusive=True),  # first_order alone
     "speech.delay_penalty": _number(inclusive=True),
     "adapter.kind": _choice("lora", "tensor_train", "prefix", "prompt"),

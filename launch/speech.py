@@ -182,6 +182,7 @@ def make_task(config: Config, classes: int, statistics: tuple[np.ndarray, np.nda
         config=model_config(config, classes),
         spec=TransducerSpec(fast_emit=float(c.fast_emit), delay_penalty=float(c.delay_penalty)),
         acoustic=float(c.acoustic),
+        alone=c.alone,
         pruning=Pruning(band=c.band) if c.band else None,
         front_end=partial(_front_end, filter_bank(config)),
         augment=partial(_augment, masks, float(c.gain)),

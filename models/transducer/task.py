@@ -63,12 +63,15 @@ class TransducerTask:
     which the frames are not listened to; this leads out of it. (Recipes add the loss of CTC for that, which differs in
     that it merges repeated labels; this term, of the same lattice code, is ours.) It is no part of the evaluation.
 
+    With `alone`, the joiner is given zeros in place of the predictor for as many steps: frames learn to say labels
+    where they are heard, before a predictor can say the first word by guess at the first frame. (Ours.)
+
     A batch is a mapping of
       `features` float [b, t, bins], or `pcm` float [b, samples] where there is a front end;
       `frame_lengths` int32 [b]: frames of the features;
       `labels` int32 [b, u] in [1, classes) (0 is the blank) and `label_lengths` int32 [b];
       `weight` float32 [b], 0 for rows that only fill a batch up;
-      `step` int32 (), for the warm-up of the pruned loss alone; without it the warm-up is over.
+      `step` int32 (), for the warm-up of the pruned loss and for `alone`; without it both are over.
     Padding, in frames or labels, may hold anything.
 
     Args:
@@ -76,6 +79,7 @@ class TransducerTask:
       chunk: frames of which logits exist at a time.
       spec: variant of the loss; with `fast_emit` it is no loss for zeroth-order estimators (`spec.is_true_loss`).
       acoustic: weight of the acoustic loss; needs `config.acoustic`.
+      alone: steps without the predictor.
       pruning: train by the pruned loss; needs `config.simple`. Evaluation is by the exact loss in any case.
       front_end: from pcm to features, whole batch at once.
       augment: (features [t, bins], frames, key) -> features, for each utterance when `loss` is given a key.
@@ -103,6 +107,7 @@ class TransducerTask:
     chunk: int = 16
     spec: TransducerSpec = TransducerSpec()
     acoustic: float = 0.0
+    alone: int = 0
     pruning: Pruning | None = None
     front_end: Callable[[Array], Array] | None = None
     augment: Callable[[Array, Array, Array], Array] | None = None
@@ -120,6 +125,8 @@ class TransducerTask:
                 f"TransducerTask.acoustic is {self.acoustic} and TransducerConfig.acoustic {self.config.acoustic}; "
                 "a weight above 0 and True, or 0 and False are needed"
             )
+        if self.alone < 0:
+            raise ValueError(f"TransducerTask.alone is {self.alone}; it must be 0 or more")
         bins = self.config.encoder.d_in
         for name, value in zip(("mean", "standard deviation"), self.statistics or (), strict=False):
             if jnp.shape(value) != (bins,):
@@ -159,6 +166,8 @@ class TransducerTask:
           (loss in nats a label, float32; the metrics of `evaluate`, of what was trained on).
         """
         frames, lengths, symbols, labels = self._sides(params, batch, key)
+        if self.alone:
+            symbols = jnp.where(batch.get("step", self.alone) >= self.alone, symbols, 0)
         if self.pruning is None:
             nats = self._exact(params, frames, lengths, symbols, labels, batch)
         else:

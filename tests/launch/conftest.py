@@ -168,6 +168,7 @@ def tiny(tmp_path_factory) -> dict:
             "joint": 8,
             "band": 0,
             "acoustic": 0.0,
+            "alone": 0,
             "fast_emit": 0.0,
             "delay_penalty": 0.0,
         },

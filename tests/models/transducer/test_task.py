@@ -95,6 +95,17 @@ def test_the_acoustic_loss_is_that_of_every_path_of_the_frames_alone():
     np.testing.assert_allclose(with_it - without, 0.25 * extra, rtol=1e-4)  # a difference of float32
 
 
+def test_frames_may_stand_alone_at_first(params):
+    task = task_of(alone=10)
+    loss = jax.jit(lambda p, step: task.loss(p, BATCH | {"step": step})[0])
+    np.testing.assert_allclose(loss(params, jnp.int32(10)), task_of().loss(params, BATCH)[0], rtol=1e-6)
+    np.testing.assert_allclose(task.loss(params, BATCH)[0], task_of().loss(params, BATCH)[0], rtol=1e-6)  # no step
+    joiner = params["joiner"] | {"predicted": jax.tree.map(jnp.zeros_like, params["joiner"]["predicted"])}
+    want = task_of().loss(params | {"joiner": joiner}, BATCH)[0]
+    np.testing.assert_allclose(loss(params, jnp.int32(9)), want, rtol=1e-6)
+    assert abs(want - task_of().loss(params, BATCH)[0]) > 1e-3
+
+
 def test_rows_without_weight_and_padding_change_nothing(params):
     task = task_of()
     value = jax.jit(jax.value_and_grad(lambda p, b: task.loss(p, b)[0]))
@@ -201,6 +212,8 @@ def test_what_does_not_fit_is_refused():
         TransducerTask(config=CONFIG, pruning=Pruning(band=2))
     with pytest.raises(ValueError, match=r"TransducerTask\.acoustic is 0.5 and TransducerConfig\.acoustic False"):
         TransducerTask(config=CONFIG, acoustic=0.5)
+    with pytest.raises(ValueError, match=r"TransducerTask\.alone is -1; it must be 0 or more"):
+        TransducerTask(config=CONFIG, alone=-1)
     with pytest.raises(ValueError, match=r"statistics: mean of shape \(3,\); \(2,\) is needed"):
         TransducerTask(config=CONFIG, statistics=(np.zeros(3), np.ones(2)))
     with pytest.raises(ValueError, match=r"Pruning\.band is 1"):
