@@ -20,6 +20,7 @@ def get_config(weights: str = "runs/an4_rnnt:best") -> ml_collections.ConfigDict
     c: Any = an4_rnnt.get_config()
     c.model.weights = weights
     c.speech.dropout = 0.0
+    c.speech.alone = 0
     c.integer.accelerator = "tflite"
     c.integer.forward = "emulation"
     c.optimizer.name = "adam"

@@ -134,8 +134,7 @@ def on_accelerator(config: Config, found: Loaded, inherited: train.Task | None) 
         formats = calibrate(found.task, found.params, (batches[i] for i in chosen), accelerator)
     first_order = config.method.name == "first_order"
     own = {field.name: getattr(found.task, field.name) for field in dataclasses.fields(found.task)}
-    if "alone" in own:
-        own["alone"] = 0  # steps that lead random weights on their way; these are trained
+    own["alone"] = 0  # steps that lead random weights on their way; these are trained
     forward = config.integer.forward if first_order else "integer"
     task = IntegerTask(**own, formats=formats, accelerator=accelerator, forward=forward)
     if not first_order:
