@@ -54,21 +54,25 @@ def load(workdir: Path, which: str) -> Recogniser:
     config = schema.load(workdir)
     if config.model.name != "transducer":
         raise ValueError(f"workdir: {workdir} holds a run with config.model.name={config.model.name!r}, not transducer")
-    if config.adapter.rank:
-        raise ValueError(f"workdir: {workdir} holds a run with config.adapter.rank={config.adapter.rank}; 0 is needed")
+    for name, value, needed in (
+        ("adapter.rank", config.adapter.rank, 0),
+        ("integer.accelerator", config.integer.accelerator, "none"),
+    ):
+        if value != needed:
+            raise ValueError(f"workdir: {workdir} holds a run with config.{name}={value!r}; {needed!r} is needed")
     units = speech.load_units(workdir)
     task, key = speech.make_task(config, units.size), jax.random.key(config.seed)
     trainable, frozen = split(jax.eval_shape(task.init, key), tuple(config.trainable))
-    path = weights.find_weights(workdir, which)
-    if path.parent.name == "checkpoints":
-        method, _ = make_method(config, task, trainable, key, rounding_key=key, steps_per_epoch=1)
-        found = checkpoint.load(path, (trainable, jax.eval_shape(method.init, trainable)))[0]
-    else:
-        found = checkpoint.load(path, trainable)
     if jax.tree.leaves(frozen):
         if not config.model.weights:
             raise ValueError(
                 f"workdir: {workdir} has trained {tuple(config.trainable)} of random weights; the others were not kept"
             )
         _, frozen = split(load(*weights.parse(config.model.weights)).params, tuple(config.trainable))
+    path = weights.find_weights(workdir, which)
+    if path.parent.name == "checkpoints":
+        method, _ = make_method(config, task, trainable, key, rounding_key=key, steps_per_epoch=1)
+        found = checkpoint.load(path, (trainable, jax.eval_shape(method.init, trainable)))[0]
+    else:
+        found = checkpoint.load(path, trainable)
     return Recogniser(config, task, merge(found, frozen), units, speech.filter_bank(config))

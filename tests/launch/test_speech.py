@@ -235,6 +235,24 @@ def test_transcribe_refuses_wrong_requests(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter": {"rank": 2}}, "config.adapter.rank=2; 0 is needed"),
+        ({"trainable": ("norm_0/",)}, "of random weights; the others were not kept"),
+        ({"model": {"name": "bert_classifier"}, "train": {"keep_best": "loss"}}, "not transducer"),
+    ],
+)
+def test_a_run_that_cannot_recognise_says_so(trained, tmp_path, changes, message):
+    config = schema.load(trained)
+    config.update(changes)
+    schema.save(tmp_path, config)
+    for name in ("units.json", "base"):
+        (tmp_path / name).symlink_to(trained / name)
+    with pytest.raises(ValueError, match=message):
+        recogniser.load(tmp_path, "base")
+
+
 def test_what_sees_the_whole_utterance_does_not_stream(fields, tmp_path, capsys):
     config = config_of(fields, encoder="conformer", chunk=0, channels=(2,), width=8)
     run = build(config, splits=("dev",))
