@@ -24,6 +24,6 @@ def test_all_contractions_agree():
 
 
 def test_a_wrong_contraction_is_seen(monkeypatch):
-    monkeypatch.setattr(tensor_train, "tensor_train_dot", lambda x, train: jnp.zeros((len(x), 64)))
-    values = check_lines(list(tensor_train.run(1, widths=(64,), rows=8)), "tensor_train")
-    assert values["two halves, 8x64x64", "error"] == 1
+    monkeypatch.setattr(tensor_train, "tensor_train_dot", lambda x, train: jnp.zeros((len(x), 64 + 24 - x.shape[1])))
+    values = check_lines(list(tensor_train.run(1, widths=(24,), rows=8)), "tensor_train")
+    assert values["two halves, 8x24x64", "error"] == 1

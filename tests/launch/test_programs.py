@@ -35,6 +35,8 @@ def test_configs_are_sound(name):
     if hasattr(module, "ARGUMENTS"):  # a file of several methods
         for argument in module.ARGUMENTS:
             schema.check(module.get_config(argument))
+    elif module.get_config().model.weights:  # of a run's weights
+        assert module.get_config("runs/mine:last").model.weights == "runs/mine:last"
     else:
         assert module.get_config("reviews").data.source == "reviews"
     assert f"--config=configs/{name}.py" in (module.__doc__ or "")
