@@ -210,7 +210,10 @@ class TransducerTask:
             x = self.front_end(jnp.asarray(batch["pcm"]))
         else:
             raise ValueError(f"batch has {', '.join(batch)}; it must have features, or pcm for a task with a front_end")
-        return x, jnp.arange(x.shape[1]) < jnp.asarray(batch["frame_lengths"])[:, None]
+        mask = jnp.arange(x.shape[1]) < jnp.asarray(batch["frame_lengths"])[:, None]
+        # A gradient of 0 times what stands in padding, or in a row without weight, must be 0 whatever stands there.
+        real = mask if "weight" not in batch else mask & (jnp.asarray(batch["weight"]) > 0)[:, None]
+        return jnp.where(real[..., None], x, 0), mask
 
     def _apply(self, method: str, params: Any, *args: Any, **options: Any) -> Any:
         return transducer(self.config).apply({"params": params}, *args, method=method, **options)

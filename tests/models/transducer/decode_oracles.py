@@ -15,7 +15,7 @@ def _start(params, batch):
 
 
 def _step(params, labels, state):
-    h = jnp.tanh(state["h"] @ params["a"] + params["table"][labels])
+    h = jnp.tanh(state["h"] @ params["a"] + jnp.asarray(params["table"])[labels])
     return h @ params["b"], {"h": h}
 
 

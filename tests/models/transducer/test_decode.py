@@ -94,7 +94,7 @@ def test_a_wide_beam_finds_the_best_sequence(name):
     frames, most = 4, 4
     search = {
         "modified": ModifiedBeam(max_labels=most, beam=10),
-        "expansion": ExpansionBeam(max_labels=most, beam=10, max_symbols=4, gamma=float("inf")),
+        "expansion": ExpansionBeam(max_labels=most, beam=40, max_symbols=4, gamma=float("inf")),
     }[name]
     # A sequence of more labels than any here is far less likely: the blank has a bonus.
     models = [oracles.Model(seed, classes=3, frames=frames, bias=1.0) for seed in range(8)]
@@ -177,8 +177,8 @@ def test_batch_and_padding_change_nothing(name):
             alone = found_by(search, model, fuse=fuse)
             for a, b in zip(n_best(together, row), n_best(alone), strict=True):
                 assert a[::2] == b[::2]
-                # Products of other shapes round otherwise.
-                np.testing.assert_allclose(a[1], b[1], rtol=1e-6)
+                # Products of other shapes round otherwise, in each of up to ten float32 logarithms of order 1.
+                np.testing.assert_allclose(a[1], b[1], rtol=0, atol=10 * 4 * 1.2e-7 * 4)
     model.encoded = clean
 
 

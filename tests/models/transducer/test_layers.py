@@ -64,7 +64,7 @@ def test_dropout_needs_its_key():
     assert set(np.unique(y).tolist()) == {0.0, np.float32(1 / 0.75).item()}
     assert abs(float((y == 0).mean()) - 0.25) < 4 * (0.25 * 0.75 / y.size) ** 0.5  # four standard errors
     with pytest.raises(ValueError, match=r"Dropout\.rate is 1"):
-        Dropout(6, 1)
+        Dropout(6, 1.0)
     with pytest.raises(ValueError, match=r"Activation\.function is 'tanh'"):
         Activation(6, "tanh")
 
