@@ -75,9 +75,9 @@ def test_draws_of_a_population_stay_behind_one_conditional():
     both = jax.vmap(lambda key: jax.vmap(lambda sign: sign * draw(key))(jnp.array([1.0, -1.0])))
     known = np.stack([jax.random.normal(key, (6, 2)) for key in keys])
     np.testing.assert_array_equal(jax.jit(both)(keys), np.stack([known, -known], axis=1))
-    text = str(jax.make_jaxpr(both)(keys))
-    assert text.count("cond[") == 1
-    assert "select_n" not in text.split("cond[")[0]
+    text = jax.jit(both).lower(keys).compile().as_text()  # of this platform: others may store a draw in another way
+    assert text.count(" conditional(") == 1
+    assert " select(" not in text.split("ENTRY")[1]
 
 
 def test_kept_takes_what_is_batched_beside_the_key():

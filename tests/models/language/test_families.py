@@ -279,8 +279,8 @@ def test_our_header_is_as_the_format_says(tmp_path):
 
 def test_an_export_refuses_before_it_writes(families, tmp_path):
     config, params, _ = load(families, "llama2")
-    with pytest.raises(ValueError, match="dtype is 'int8'"):
-        hub.save(tmp_path / "out", config, params, dtype="int8")
+    with pytest.raises(ValueError, match="dtype is 'int4'"):
+        hub.save(tmp_path / "out", config, params, dtype="int4")
     with pytest.raises(ValueError, match="the leaf 'head/kernel' is missing"):
         hub.save(tmp_path / "out", config, {n: leaf for n, leaf in params.items() if n != "head"})
     with pytest.raises(ValueError, match="the leaf 'norm/scale' is missing, unexpected or of another shape"):

@@ -150,7 +150,7 @@ def test_a_tensor_is_there_twice(folder, tensors):
 def test_a_tensor_of_integers(folder, tensors):
     name = "embeddings.LayerNorm.bias"
     write(folder, {**tensors, name: np.zeros(32, np.int8)})
-    with pytest.raises(ValueError, match=f"'{name}' is of type I8"):
+    with pytest.raises(ValueError, match=f"the int8 tensor '{name}' needs '{name}_scale'"):
         hub.load(folder)
 
 

@@ -94,7 +94,7 @@ def test_a_wide_beam_finds_the_best_sequence(name):
     frames, most = 4, 4
     search = {
         "modified": ModifiedBeam(max_labels=most, beam=10),
-        "expansion": ExpansionBeam(max_labels=most, beam=40, max_symbols=4, gamma=float("inf")),
+        "expansion": ExpansionBeam(max_labels=most, beam=10, max_symbols=4, gamma=float("inf")),
     }[name]
     # A sequence of more labels than any here is far less likely: the blank has a bonus.
     models = [oracles.Model(seed, classes=3, frames=frames, bias=1.0) for seed in range(8)]
@@ -104,7 +104,8 @@ def test_a_wide_beam_finds_the_best_sequence(name):
         best = max(expected, key=expected.__getitem__)
         labels, log_prob, _ = n_best(found_by(search, model))[0]
         assert labels == best
-        np.testing.assert_allclose(log_prob, expected[best], rtol=0, atol=1e-2)  # what the beam has dropped is missing
+        # What the beam has dropped is missing: .041 at most, by the plain search of this width in float64.
+        assert expected[best] - 5e-2 < log_prob < expected[best] + TOLERANCE
         best_is_greedy += oracles.greedy(model, frames, 4, most, monotonic=name == "modified")[0] == best
     assert best_is_greedy < len(models)  # the search was needed
 
@@ -177,8 +178,9 @@ def test_batch_and_padding_change_nothing(name):
             alone = found_by(search, model, fuse=fuse)
             for a, b in zip(n_best(together, row), n_best(alone), strict=True):
                 assert a[::2] == b[::2]
-                # Products of other shapes round otherwise, in each of up to ten float32 logarithms of order 1.
-                np.testing.assert_allclose(a[1], b[1], rtol=0, atol=10 * 4 * 1.2e-7 * 4)
+                # Products of other shapes round otherwise: some four roundings (2^-23) in each of up to ten logarithms,
+                # of logits up to 4.
+                np.testing.assert_allclose(a[1], b[1], rtol=0, atol=10 * 4 * 4 * 2**-23)
     model.encoded = clean
 
 

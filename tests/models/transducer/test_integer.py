@@ -89,7 +89,7 @@ def test_the_float_network_is_the_model(case):
     x, mask = case.task.features(case.batch)
     model = transducer(case.config)
     want = model.apply({"params": case.params}, x, mask, case.batch["labels"])
-    real = np.asarray(mask)[:, 1::2]
+    real = np.asarray(mask)[:, 1::2] & (np.asarray(case.batch["weight"]) > 0)[:, None]  # the model sees no other row
     got = np.asarray(outputs(case, "float")["logits"])
     np.testing.assert_allclose(got[real], np.asarray(want)[real], atol=5e-6)  # float32, sums in another order
 
