@@ -61,14 +61,15 @@ def relative(by_distance: Float[Array, "*b queries distances"], keys: int) -> Fl
     return flat.reshape(*batch, queries, distances)[..., :keys]
 
 
-def band(queries: int, keys: int, chunk: int, left: int | None) -> Bool[Array, "queries keys"]:
-    """Which keys a query may see: those of its chunk, and `left` before the chunk.
+def band(queries: int, keys: int, chunk: int, left: int | None, right: int = 0) -> Bool[Array, "queries keys"]:
+    """Which keys a query may see: those of its chunk, `left` before the chunk and `right` behind it.
 
     Args:
       queries: frames that ask, the last of the keys; the first of them begins a chunk.
       keys: frames that answer.
       chunk: frames of a chunk; 1 is causal attention.
       left: frames before the chunk; None: all.
+      right: frames behind the chunk.
 
     Returns:
       True where the query may see the key.
@@ -79,7 +80,7 @@ def band(queries: int, keys: int, chunk: int, left: int | None) -> Bool[Array, "
     """
     first = jnp.arange(queries)[:, None] // chunk * chunk
     key = jnp.arange(keys)[None] - (keys - queries)
-    seen = key < first + chunk
+    seen = key < first + chunk + right
     return seen if left is None else seen & (key >= first - left)
 
 
@@ -88,8 +89,9 @@ class Attention(Layer):
 
         score(i, j) = [(q_i + u) . k_j + (q_i + v) . (W_r s(i - j))] / sqrt(d / heads),    s: `sinusoids`
 
-    A frame sees its own chunk and `left` frames before the chunk: with chunk 1 that is causal attention. The state
-    holds the keys and values of the last `left` frames, whatever the stream's length.
+    A frame sees its own chunk and `left` frames before the chunk: with chunk 1 that is causal attention, or attention
+    that looks `right` frames ahead. The state holds the keys and values of the last `left` + `right` frames, whatever
+    the stream's length.
 
     Without a chunk every frame sees the whole sequence, and there is no step.
 
@@ -101,6 +103,7 @@ class Attention(Layer):
       heads: number of heads.
       chunk: frames of a chunk; None: the whole sequence.
       left: frames before the chunk that it sees; None: all, and then there is no step.
+      right: frames of look-ahead, with chunk 1; the step holds back as many.
 
     Raises:
       ValueError: if a size does not fit.
@@ -114,6 +117,7 @@ class Attention(Layer):
     heads: int
     chunk: int | None = None
     left: int | None = None
+    right: int = 0
 
     def __post_init__(self):
         if self.heads < 1 or self.d_in % self.heads or self.d_in % 2:
@@ -123,17 +127,25 @@ class Attention(Layer):
                 raise ValueError(f"Attention.{name} is {getattr(self, name)}; it must be {least} or more, or None")
         if self.chunk is None and self.left is not None:
             raise ValueError(f"Attention.left is {self.left} without a chunk; give a chunk, or left None")
+        if self.right < 0 or (self.right and self.chunk != 1):
+            raise ValueError(
+                f"Attention.right is {self.right} with chunk {self.chunk}; 0, or more with chunk 1 is needed"
+            )
         super().__post_init__()
 
     @property
     def block(self) -> int:
         return self.chunk or 1
 
+    @property
+    def delay(self) -> int:
+        return self.right
+
     @nn.nowrap
     def reach(self, frame: int) -> int:
         if self.chunk is None:
             raise ValueError("Attention.chunk is None: a frame sees the whole sequence; there is no latency to state")
-        return (frame // self.chunk + 1) * self.chunk - 1
+        return (frame // self.chunk + 1) * self.chunk - 1 + self.right
 
     def setup(self):
         d, heads = self.d_in, self.heads
@@ -144,22 +156,26 @@ class Attention(Layer):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
-        left = self._context()
-        kept = jnp.zeros((batch, left, self.heads, self.d_in // self.heads))
-        return {"key": kept, "value": kept, "mask": jnp.zeros((batch, left), bool)}
+        kept = self._context() + self.right
+        of_head = jnp.zeros((batch, kept, self.heads, self.d_in // self.heads))
+        held = jnp.zeros((batch, self.right, self.d_in))
+        return {"key": of_head, "value": of_head, "mask": jnp.zeros((batch, kept), bool), "held": held}
 
     def __call__(self, x: Frames, mask: Mask) -> tuple[Output, OutputMask]:
         frames = x.shape[1]
-        seen = band(frames, frames, self.chunk or frames, self.left)
-        return self._attend(x, self._split(self.key(x)), self._split(self.value(x)), mask, seen), mask
+        seen = band(frames, frames, self.chunk or frames, self.left, self.right)
+        return self.attend(x, *self.keys_values(x), mask[:, None] & seen), mask
 
     def step(self, x: Frames, mask: Mask, state: State) -> tuple[Output, OutputMask, State]:
         left, count = self._context(), x.shape[1]
-        new = {"key": self._split(self.key(x)), "value": self._split(self.value(x)), "mask": mask}
+        key, value = self.keys_values(x)
+        new = {"key": key, "value": value, "mask": mask, "held": x}
         whole = {name: jnp.concatenate([state[name], new[name]], axis=1) for name in new}
-        seen = band(count, left + count, self.chunk or 1, left)
-        y = self._attend(x, whole["key"], whole["value"], whole["mask"], seen)
-        return y, mask, {name: values[:, count:] for name, values in whole.items()}
+        late, mask = whole["held"], whole["mask"]
+        allowed = mask[:, None] & band(late.shape[1], mask.shape[1], self.chunk or 1, left, self.right)
+        # The frames that still wait for theirs are asked, too: queries are the last of the keys.
+        y = self.attend(late, whole["key"], whole["value"], allowed)[:, :count]
+        return y, mask[:, left : left + count], {name: values[:, count:] for name, values in whole.items()}
 
     @nn.nowrap
     def _context(self) -> int:
@@ -171,19 +187,43 @@ class Attention(Layer):
                 )
         return self.left or 0
 
-    def _split(self, x: Frames) -> Float[Array, "b t heads k"]:
-        return x.reshape(*x.shape[:2], self.heads, -1)
+    def keys_values(self, x: Frames) -> tuple[Float[Array, "b t heads k"], Float[Array, "b t heads k"]]:
+        """What frames answer with."""
+        return self._split(self.key(x)), self._split(self.value(x))
 
-    def _attend(
-        self, x: Frames, key: Array, value: Array, mask: Bool[Array, "b k"], seen: Bool[Array, "t k"]
+    def attend(
+        self,
+        x: Frames,
+        key: Float[Array, "b s heads k"],
+        value: Float[Array, "b s heads k"],
+        allowed: Bool[Array, "b t s"],
+        soft: Float[Array, "b t s"] | None = None,
     ) -> Frames:
-        width = self.d_in // self.heads
+        """What frames learn from keys and values.
+
+        Args:
+          x: the frames that ask, the last of the keys.
+          key: of `keys_values`.
+          value: of `keys_values`.
+          allowed: which key a frame may see.
+          soft: logarithm of a factor of the weights, before they are normalised, from which the gradient is taken in
+            place of `allowed`; None: the gradient is that of the output.
+
+        Returns:
+          A frame for each that asks.
+        """
         query = self._split(self.query(x))
         scores = jnp.einsum("bshk,bthk->bhst", query + ops.value(self.key_bias), key)
         scores = scores + relative(self._by_distance(query + ops.value(self.position_bias), key.shape[1]), key.shape[1])
-        allowed = mask[:, None, None] & seen
-        weights = jax.nn.softmax(jnp.where(allowed, scores * width**-0.5, MASKED), axis=-1)
+        scores = scores * (self.d_in // self.heads) ** -0.5
+        weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED), axis=-1)
+        if soft is not None:
+            smooth = jax.nn.softmax(scores + soft[:, None], axis=-1)
+            weights = smooth + jax.lax.stop_gradient(weights - smooth)
         return self.output(jnp.einsum("bhst,bthk->bshk", weights, value).reshape(x.shape))
+
+    def _split(self, x: Frames) -> Float[Array, "b t heads k"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)
 
     def _by_distance(self, query: Float[Array, "b s heads k"], keys: int) -> Float[Array, "b heads s distances"]:
         """Products of queries with W_r s(distance), in the order that takes the fewer operations."""

@@ -29,6 +29,7 @@ class ConformerConfig:
       chunk: frames that see one another; 1: causal; None: the whole utterance, which does not stream.
       left: frames before the chunk that a frame sees; None (which does not stream): all.
       right: look-ahead of each block's depthwise convolution; None: half of the kernel without a chunk, else 0.
+      ahead: look-ahead of each block's attention, with chunk 1.
       dropout: rate, in training alone.
 
     Raises:
@@ -50,10 +51,11 @@ class ConformerConfig:
     chunk: int | None = None
     left: int | None = None
     right: int | None = None
+    ahead: int = 0
     dropout: float = 0.0
 
     def __post_init__(self):
-        check_sizes(self)
+        check_sizes(self, may_be_zero=("ahead",))
         check_rate(self, "dropout")
         if self.width % 2 or self.width % self.heads:
             raise ValueError(f"ConformerConfig.width is {self.width}; it must be even and divide by heads {self.heads}")
@@ -70,6 +72,8 @@ class ConformerConfig:
                 f"ConformerConfig.right is {self.right}; it must be a multiple of chunk = {self.chunk}: it delays the "
                 "frames of the block behind"
             )
+        if self.ahead and self.chunk != 1:
+            raise ValueError(f"ConformerConfig.ahead is {self.ahead} with chunk {self.chunk}; chunk 1, or 0 is needed")
 
     @property
     def look_ahead(self) -> int:
@@ -77,6 +81,35 @@ class ConformerConfig:
         if self.right is not None:
             return self.right
         return (self.kernel - 1) // 2 if self.chunk is None else 0
+
+
+def branch(name: str, *layers: Layer, config: ConformerConfig, scale: float = 1.0) -> Residual:
+    """Layers behind a norm, added to their input."""
+    d = config.width
+    inner = serial(Norm(d, name="norm"), *layers, Dropout(d, config.dropout, name="drop"))
+    return residual(inner, scale=scale, name=name)
+
+
+def feed_forward(name: str, config: ConformerConfig) -> Residual:
+    """Half a feed-forward layer."""
+    d, wide = config.width, config.expansion * config.width
+    inside = Activation(wide, "silu", name="silu"), Dropout(wide, config.dropout, name="drop_wide")
+    return branch(name, Dense(d, wide, name="up"), *inside, Dense(wide, d, name="down"), config=config, scale=0.5)
+
+
+def convolution(name: str, config: ConformerConfig, depthwise: Layer) -> Residual:
+    """The convolution module around a depthwise convolution."""
+    d = config.width
+    return branch(
+        name,
+        Dense(d, 2 * d, name="up"),
+        Activation(2 * d, "glu", name="glu"),
+        depthwise,
+        Norm(d, name="norm_inside"),
+        Activation(d, "silu", name="silu"),
+        Dense(d, d, name="down"),
+        config=config,
+    )
 
 
 def conformer_block(config: ConformerConfig) -> Serial:
@@ -96,32 +129,30 @@ def conformer_block(config: ConformerConfig) -> Serial:
       >>> conformer_block(ConformerConfig(width=8, heads=2, kernel=3, chunk=2, left=4)).latency
       1
     """
-    c = config
-    d = c.width
-
-    def branch(name: str, *layers: Layer, scale: float = 1.0) -> Residual:
-        inner = serial(Norm(d, name="norm"), *layers, Dropout(d, c.dropout, name="drop"))
-        return residual(inner, scale=scale, name=name)
-
-    def feed_forward(name: str) -> Residual:
-        wide = c.expansion * d
-        inside = Activation(wide, "silu", name="silu"), Dropout(wide, c.dropout, name="drop_wide")
-        return branch(name, Dense(d, wide, name="up"), *inside, Dense(wide, d, name="down"), scale=0.5)
-
+    c, d = config, config.width
     return serial(
-        feed_forward("feed_forward_0"),
-        branch("attention", Attention(d, c.heads, c.chunk, c.left, name="heads")),
-        branch(
-            "convolution",
-            Dense(d, 2 * d, name="up"),
-            Activation(2 * d, "glu", name="glu"),
-            Depthwise(d, d, c.kernel, right=c.look_ahead, name="depthwise"),
-            Norm(d, name="norm_inside"),
-            Activation(d, "silu", name="silu"),
-            Dense(d, d, name="down"),
-        ),
-        feed_forward("feed_forward_1"),
+        feed_forward("feed_forward_0", c),
+        branch("attention", Attention(d, c.heads, c.chunk, c.left, c.ahead, name="heads"), config=c),
+        convolution("convolution", c, Depthwise(d, d, c.kernel, right=c.look_ahead, name="depthwise")),
+        feed_forward("feed_forward_1", c),
         Norm(d, name="norm"),
+    )
+
+
+def front(config: ConformerConfig) -> tuple[Layer, ...]:
+    """What comes before the blocks: two convolutions, and a map to the blocks' width."""
+    c = config
+    first = Conv(c.d_in, c.channels, 3, subsample=2, bins=c.d_in, bin_kernel=3, bin_stride=2, name="conv_0")
+    bins = first.d_out // c.channels
+    second = Conv(first.d_out, c.channels, 3, subsample=2, bins=bins, bin_kernel=3, bin_stride=2, name="conv_1")
+    return (
+        Affine(c.d_in, name="input"),
+        first,
+        Activation(first.d_out, "relu", name="relu_0"),
+        second,
+        Activation(second.d_out, "relu", name="relu_1"),
+        Dense(second.d_out, c.width, name="project"),
+        Dropout(c.width, c.dropout, name="drop"),
     )
 
 
@@ -139,17 +170,4 @@ def conformer_encoder(config: ConformerConfig) -> Serial:
       >>> encoder.d_out, encoder.stride, encoder.latency
       (8, 4, 3)
     """
-    c = config
-    first = Conv(c.d_in, c.channels, 3, subsample=2, bins=c.d_in, bin_kernel=3, bin_stride=2, name="conv_0")
-    bins = first.d_out // c.channels
-    second = Conv(first.d_out, c.channels, 3, subsample=2, bins=bins, bin_kernel=3, bin_stride=2, name="conv_1")
-    return serial(
-        Affine(c.d_in, name="input"),
-        first,
-        Activation(first.d_out, "relu", name="relu_0"),
-        second,
-        Activation(second.d_out, "relu", name="relu_1"),
-        Dense(second.d_out, c.width, name="project"),
-        Dropout(c.width, c.dropout, name="drop"),
-        repeat(conformer_block(c), c.layers, name="blocks"),
-    )
+    return serial(*front(config), repeat(conformer_block(config), config.layers, name="blocks"))

@@ -15,16 +15,17 @@ TOLERANCE = 5e-6
 
 
 @pytest.mark.parametrize(
-    ("chunk", "left", "sees"),
+    ("chunk", "left", "right", "sees"),
     [
-        (None, None, lambda i, j: True),
-        (1, None, lambda i, j: j <= i),
-        (1, 2, lambda i, j: i - 2 <= j <= i),
-        (3, 2, lambda i, j: i // 3 * 3 - 2 <= j < i // 3 * 3 + 3),
+        (None, None, 0, lambda i, j: True),
+        (1, None, 0, lambda i, j: j <= i),
+        (1, 2, 0, lambda i, j: i - 2 <= j <= i),
+        (1, 2, 3, lambda i, j: i - 2 <= j <= i + 3),
+        (3, 2, 0, lambda i, j: i // 3 * 3 - 2 <= j < i // 3 * 3 + 3),
     ],
 )
-def test_attention(chunk, left, sees):
-    run = Run(Attention(8, 2, chunk=chunk, left=left), 9)
+def test_attention(chunk, left, right, sees):
+    run = Run(Attention(8, 2, chunk=chunk, left=left, right=right), 9)
     params = oracles.float64(run.variables["params"])
     for length in (9, 5):
         got = run.whole(run.x, lengths_mask(9, [9, length]))[1]
@@ -64,6 +65,7 @@ def test_sizes_are_checked():
         ({"chunk": 2, "left": 4, "right": 3}, r"ConformerConfig\.right is 3; it must be a multiple of chunk = 2"),
         ({"right": 31}, r"ConformerConfig\.right is 31; it must be 0 to kernel - 1 = 30"),
         ({"chunk": 0}, r"ConformerConfig\.chunk is 0"),
+        ({"chunk": 2, "ahead": 2}, r"ConformerConfig\.ahead is 2 with chunk 2"),
     ):
         with pytest.raises(ValueError, match=message):
             ConformerConfig(**options)
@@ -71,3 +73,5 @@ def test_sizes_are_checked():
         Attention(8, 3)
     with pytest.raises(ValueError, match=r"Attention\.left is 2 without a chunk"):
         Attention(8, 2, left=2)
+    with pytest.raises(ValueError, match=r"Attention\.right is 1 with chunk 2"):
+        Attention(8, 2, chunk=2, left=2, right=1)

@@ -37,6 +37,7 @@ LAYERS = {
     "causal attention that sees itself": (Attention(8, 2, chunk=1, left=0), 7, 1),
     "chunked attention": (Attention(8, 2, chunk=3, left=4), 17, 1),
     "chunked attention, larger steps": (Attention(8, 2, chunk=2, left=3), 17, 3),
+    "attention that looks ahead": (Attention(8, 2, chunk=1, left=3, right=2), 13, 2),
     "residual with a delay": (residual(Depthwise(4, 4, 4, right=2), scale=0.5), 13, 2),
     "parallel": (parallel(Depthwise(4, 4, 3), Lstm(4, 3)), 13, 2),
     "repeated with a delay": (repeat(residual(Depthwise(4, 4, 3, right=1)), 3), 13, 2),
