@@ -1,18 +1,39 @@
-"""Attention over the phrases of a catalogue, whose keys and values are made once and kept."""
+"""Contextual biasing: adapters that lead a frozen transducer to the phrases of a catalogue.
 
+After "Robust acoustic and semantic contextual biasing", arXiv 2305.05271: cross-attention of the encoder's frames and
+of the predictor's outputs over a catalogue. Phrases are read as subwords; as characters too, which are near to how a
+phrase sounds (acoustic biasing); and by a frozen language model, which knows what a phrase means (semantic biasing).
+The paper's body is not public. The following is ours:
+
+- Frames look for what a phrase is like to hear, subwords and characters; the predictor for how it goes on and what
+  would make sense, subwords and meanings. Biases are added to both sides where they have the joint width.
+- The semantic query is the predictor's output and a vector of the decoded prefix, mixed. A text encoder cannot run
+  inside a search; so a prefix is the decaying mean of its labels' vectors, each embedded once.
+- The gate, and that the no-bias key has no value, so that an empty catalogue leaves the base model as it is, bit for
+  bit.
+"""
+
+import dataclasses
 import math
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
+from models.language.config import check_sizes
 from models.language.layers import MASKED
-from models.layers import Linear
+from models.layers import LayerNorm, Linear
+from models.transducer.layers import NORM_EPS
+from models.transducer.phrases import CHARACTERS, Catalogue, PhraseEncoder
 from zojax import ops
 
-__all__ = ["BiasingAttention", "Memory"]
+__all__ = ["Biasing", "BiasingAttention", "BiasingConfig", "Memories", "Memory"]
+
+DECAY = 0.8
+"""Of the prefix's mean, a label: a word of a few pieces ago still counts."""
 
 
 class Memory(NamedTuple):
@@ -129,3 +150,188 @@ class BiasingAttention(nn.Module):
         found = jnp.einsum("bhtk,bkhd->bthd", alpha[..., 1:], memory.values).reshape(*x.shape[:-1], self.width)
         gate = jax.nn.sigmoid(self.gate(jnp.concatenate([x, found], axis=-1)))
         return gate * self.output(found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BiasingConfig:
+    """Sizes of the adapters.
+
+    Attributes:
+      acoustic: whether phrases are read as characters, too.
+      semantic: whether there are meanings of phrases and of the decoded prefix.
+      embedding: width of the tables of subwords and characters.
+      hidden: cells of the phrase encoders, each direction.
+      width: of each attention.
+      heads: of each attention.
+      meaning: width of the text encoder's vectors; MiniLM has 384.
+
+    Raises:
+      ValueError: if a size is not positive, or the heads do not divide the width.
+
+    Example:
+      >>> BiasingConfig(width=64, heads=3)
+      Traceback (most recent call last):
+      ...
+      ValueError: BiasingConfig.heads is 3; it must divide width, 64
+    """
+
+    acoustic: bool = False
+    semantic: bool = False
+    embedding: int = 64
+    hidden: int = 64
+    width: int = 128
+    heads: int = 4
+    meaning: int = 384
+
+    def __post_init__(self):
+        check_sizes(self)
+        if self.width % self.heads:
+            raise ValueError(f"BiasingConfig.heads is {self.heads}; it must divide width, {self.width}")
+
+
+class Memories(NamedTuple):
+    """What biasing keeps of catalogues: a tree of arrays.
+
+    Attributes:
+      heard: for the encoder's frames.
+      written: for the predictor's outputs.
+      units: vectors of the labels, for the decoded prefix; of width 0 without semantic biasing.
+    """
+
+    heard: Memory
+    written: Memory
+    units: Float[Array, "classes m"]
+
+
+class Biasing(nn.Module):
+    """The adapters of a transducer.
+
+    Parameters: "subword" and, with acoustic biasing, "character" as of `PhraseEncoder`; with semantic biasing
+    "meaning", "meaning_norm" and "prefix"; "heard" and "written" as of `BiasingAttention`.
+
+    Args:
+      config: sizes.
+      classes: labels of the transducer, the blank among them.
+      joint: its joint width.
+
+    Example:
+      >>> model, x = Biasing(BiasingConfig(embedding=4, hidden=3, width=8), 5, 6), jnp.ones((2, 7, 6))
+      >>> catalogue = {"pieces": jnp.array([[1, 2], [3, 0]]), "rows": jnp.array([[0, 1], [1, -1]])}
+      >>> labels = jnp.array([[1, 2], [3, 0]])
+      >>> variables = jax.jit(model.init)(jax.random.key(0), catalogue, x, x[:, :3], labels)
+      >>> memories = model.apply(variables, catalogue, method="remember")
+      >>> model.apply(variables, x, memories, method="frames").shape
+      (2, 7, 6)
+    """
+
+    config: BiasingConfig
+    classes: int
+    joint: int
+
+    def setup(self):
+        c = self.config
+        self.subword = PhraseEncoder(self.classes, c.embedding, c.hidden)
+        heard = written = self.subword.d_out
+        if c.acoustic:
+            self.character = PhraseEncoder(CHARACTERS, c.embedding, c.hidden)
+            heard += self.character.d_out
+        if c.semantic:
+            self.meaning = Linear(self.subword.d_out, c.meaning**-0.5)
+            self.meaning_norm = LayerNorm(NORM_EPS)
+            self.prefix = Linear(self.joint, c.meaning**-0.5, use_bias=False)
+            written += self.subword.d_out
+        self.heard = BiasingAttention(self.joint, heard, c.width, c.heads)
+        self.written = BiasingAttention(self.joint, written, c.width, c.heads)
+
+    def __call__(
+        self,
+        catalogue: Catalogue,
+        frames: Float[Array, "b t j"],
+        symbols: Float[Array, "b v j"],
+        labels: Int[Array, "b u"],
+    ) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"]]:
+        """Both sides of a transducer, biased: `remember`, `frames`, `symbols`."""
+        memories = self.remember(catalogue)
+        return self.frames(frames, memories), self.symbols(symbols, labels, memories)
+
+    def remember(self, catalogue: Catalogue) -> Memories:
+        """What is kept of catalogues: each phrase is encoded once, whichever lists it stands in.
+
+        Args:
+          catalogue: see `models.transducer.phrases`; fields that nothing here reads may be missing.
+
+        Returns:
+          What the other methods take.
+        """
+        rows, subword = jnp.asarray(catalogue["rows"]), self.subword(jnp.asarray(catalogue["pieces"]))
+        heard = written = [subword]
+        units = jnp.zeros((self.classes, 0))
+        if self.config.acoustic:
+            heard = [*heard, self.character(jnp.asarray(catalogue["characters"]))]
+        if self.config.semantic:
+            meaning = self.meaning_norm(self.meaning(_unit(jnp.asarray(catalogue["meaning"]))))
+            written, units = [*written, meaning], _unit(jnp.asarray(catalogue["unit_meaning"]))
+        return Memories(_listed(self.heard, heard, rows), _listed(self.written, written, rows), units)
+
+    def frames(self, frames: Float[Array, "b *t j"], memories: Memories) -> Float[Array, "b *t j"]:
+        """Frames of the joint width with what the catalogues say to them."""
+        return frames + self.heard.bias(frames, memories.heard)
+
+    def symbols(
+        self, symbols: Float[Array, "b v j"], labels: Int[Array, "b u"], memories: Memories
+    ) -> Float[Array, "b v j"]:
+        """The predictor's outputs after 0, 1, .. u labels, with what the catalogues say to them."""
+
+        def read(prefix: Array, label: Array) -> tuple[Array, Array]:
+            prefix = _read(prefix, label, memories)
+            return prefix, prefix
+
+        start = jnp.zeros((len(symbols), memories.units.shape[1]))
+        _, prefixes = lax.scan(read, start, labels.T)
+        prefixes = jnp.concatenate([start[None], prefixes]).swapaxes(0, 1)
+        return symbols + self.written.bias(self._query(symbols, prefixes), memories.written)
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> Float[Array, "b m"]:
+        """The state before the start: a prefix of nothing."""
+        return jnp.zeros((batch, self.config.meaning if self.config.semantic else 0))
+
+    def symbol_step(
+        self,
+        symbol: Float[Array, "b j"],
+        label: Int[Array, "b"],
+        state: Float[Array, "b m"],
+        memories: Memories,
+    ) -> tuple[Float[Array, "b j"], Float[Array, "b m"]]:
+        """The predictor's output after one more label, with what the catalogues say to it.
+
+        Args:
+          symbol: the predictor's output.
+          label: the label; the first is the blank, for the start.
+          state: of the step before.
+          memories: of as many catalogues as there are rows, or of a divisor, see `BiasingAttention.bias`.
+
+        Returns:
+          (output, state).
+        """
+        state = jnp.where(label[:, None] > 0, _read(state, label, memories), state)
+        return symbol + self.written.bias(self._query(symbol, state), memories.written), state
+
+    def _query(self, symbols: Array, prefixes: Array) -> Array:
+        return symbols + self.prefix(prefixes) if self.config.semantic else symbols
+
+
+def _unit(x: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    """Vectors scaled to a mean square of 1; zeros stay zeros."""
+    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def _read(prefix: Array, label: Array, memories: Memories) -> Array:
+    return DECAY * prefix + (1 - DECAY) * memories.units[label]
+
+
+def _listed(attention: BiasingAttention, parts: list[Array], rows: Int[Array, "b k"]) -> Memory:
+    """Keys and values of all phrases, then those of each list."""
+    vectors = jnp.concatenate(parts, axis=-1)[None]
+    whole = attention.remember(vectors, jnp.ones(vectors.shape[:2], bool))
+    return Memory(whole.keys[0][rows], whole.values[0][rows], rows >= 0)

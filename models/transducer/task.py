@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.transducer.biased import bias, start_biasing
+from models.transducer.biasing import BiasingConfig
 from models.transducer.joiner import join
 from models.transducer.model import BLANK, TransducerConfig, transducer
 from zojax.losses.transducer import (
@@ -71,7 +73,8 @@ class TransducerTask:
       `frame_lengths` int32 [b]: frames of the features;
       `labels` int32 [b, u] in [1, classes) (0 is the blank) and `label_lengths` int32 [b];
       `weight` float32 [b], 0 for rows that only fill a batch up;
-      `step` int32 (), for the warm-up of the pruned loss and for `alone`; without it both are over.
+      `step` int32 (), for the warm-up of the pruned loss and for `alone`; without it both are over;
+      `catalogue`, a mapping of `models.transducer.phrases`, where there is biasing; without it nothing is biased.
     Padding, in frames or labels, may hold anything.
 
     Args:
@@ -86,6 +89,7 @@ class TransducerTask:
       statistics: (mean, standard deviation) of each bin over the training data, from which the encoder's first affine
         map starts; None: it starts as the identity.
       pretrained: the whole tree to start from, in place of a random one.
+      biasing: adapters to catalogues, "biasing" in the tree; they start as if they were not there.
 
     Raises:
       ValueError: if a field does not fit.
@@ -113,6 +117,7 @@ class TransducerTask:
     augment: Callable[[Array, Array, Array], Array] | None = None
     statistics: tuple[Any, Any] | None = None
     pretrained: Any = None
+    biasing: BiasingConfig | None = None
 
     def __post_init__(self):
         if self.chunk < 1:
@@ -152,6 +157,8 @@ class TransducerTask:
             # A bin that never varies is left alone.
             scale = 1 / jnp.where(deviation > 0, deviation, 1)
             params["encoder"]["input"] = {"scale": scale, "bias": -mean * scale}
+        if self.biasing is not None:
+            params["biasing"] = start_biasing(self.config, self.biasing, jax.random.fold_in(key, 1))
         return params
 
     def loss(self, params: Any, batch: Batch, *, key: Any = None) -> tuple[Float[Array, ""], Metrics]:
@@ -232,6 +239,8 @@ class TransducerTask:
         labels = jnp.where(real, labels, BLANK)
         frames, mask = self._apply("encode", params, x, mask, rngs=rngs)
         symbols = self._apply("predict", params, labels, rngs=rngs)
+        if self.biasing is not None and "catalogue" in batch:
+            frames, symbols = bias(self.config, self.biasing, params, batch["catalogue"], frames, symbols, labels)
         return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels
 
     def _exact(self, params, frames, lengths: Int[Array, "b"], symbols, labels, batch) -> Float[Array, "b"]:

@@ -1,11 +1,22 @@
 """Biasing: what an attention over phrases says, against a plain loop, and that nothing is said of no phrases."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from models.transducer.biasing import BiasingAttention
+from models.transducer import biased
+from models.transducer.biasing import BiasingAttention, BiasingConfig
+from models.transducer.decode import ModifiedBeam, decode
+from models.transducer.lstm import LstmConfig
+from models.transducer.model import TransducerConfig, transducer
+from models.transducer.predictor import StatelessConfig
+from models.transducer.task import TransducerTask
+from zojax.estimators import chain, spsa
+from zojax.trees import merge, split
 
 RNG = np.random.default_rng(0)
 PHRASES = jnp.asarray(RNG.normal(size=(2, 5, 6)), jnp.float32)
@@ -21,7 +32,7 @@ def attention():
     return jax.tree.map(lambda w: w + 0.3 * jnp.asarray(RNG.normal(size=w.shape), w.dtype), params)
 
 
-def biased(params, x, phrases, mask):
+def bias(params, x, phrases, mask):
     return ATTENTION.apply({"params": params}, x, phrases, mask)
 
 
@@ -43,7 +54,7 @@ def by_hand(params, x, phrases, mask):
 
 
 def test_the_bias_is_that_of_the_formula(attention):
-    found = biased(attention, X, PHRASES, MASK)
+    found = bias(attention, X, PHRASES, MASK)
     for row in range(2):
         for frame in range(4):
             wanted = by_hand(attention, X[row, frame], PHRASES[row], MASK[row])
@@ -52,15 +63,15 @@ def test_the_bias_is_that_of_the_formula(attention):
 
 def test_it_starts_from_nothing_and_says_nothing_of_no_phrases(attention):
     fresh = ATTENTION.init(jax.random.key(0), X, PHRASES, MASK)["params"]
-    assert not np.any(biased(fresh, X, PHRASES, MASK))
+    assert not np.any(bias(fresh, X, PHRASES, MASK))
     # Exactly nothing: of no phrase at all, and of phrases that are all masked.
-    assert not np.any(biased(attention, X, PHRASES[:, :0], MASK[:, :0]))
-    assert not np.any(biased(attention, X, PHRASES, jnp.zeros_like(MASK)))
+    assert not np.any(bias(attention, X, PHRASES[:, :0], MASK[:, :0]))
+    assert not np.any(bias(attention, X, PHRASES, jnp.zeros_like(MASK)))
 
 
 def test_masked_phrases_may_hold_anything(attention):
     other = jnp.where(MASK[..., None], PHRASES, 1e3)
-    np.testing.assert_array_equal(biased(attention, X, PHRASES, MASK), biased(attention, X, other, MASK))
+    np.testing.assert_array_equal(bias(attention, X, PHRASES, MASK), bias(attention, X, other, MASK))
 
 
 def test_rows_share_catalogues_in_their_order(attention):
@@ -68,6 +79,123 @@ def test_rows_share_catalogues_in_their_order(attention):
     memory = ATTENTION.apply({"params": attention}, PHRASES, MASK, method="remember")
     flat = X[:, :2].reshape(4, 8)
     shared = ATTENTION.apply({"params": attention}, flat, memory, method="bias")
-    np.testing.assert_allclose(shared.reshape(2, 2, 8), biased(attention, X[:, :2], PHRASES, MASK), rtol=1e-6)
+    np.testing.assert_allclose(shared.reshape(2, 2, 8), bias(attention, X[:, :2], PHRASES, MASK), rtol=1e-6)
     with pytest.raises(ValueError, match="2 catalogues for 3 rows"):
         ATTENTION.apply({"params": attention}, flat[:3], memory, method="bias")
+
+
+WORDS = StatelessConfig(vocab_size=7, embedding=4)
+CONFIG = TransducerConfig(encoder=LstmConfig(d_in=4, layers=1, hidden=6), predictor=WORDS, joint=8)
+BIASING = BiasingConfig(acoustic=True, semantic=True, embedding=4, hidden=3, width=8, heads=2, meaning=5)
+BATCH = {
+    "features": jnp.asarray(RNG.normal(size=(2, 24, 4)), jnp.float32),
+    "frame_lengths": jnp.array([24, 18]),
+    "labels": jnp.array([[1, 2, 3], [4, 5, 0]]),
+    "label_lengths": jnp.array([3, 2]),
+    "weight": jnp.ones(2),
+}
+CATALOGUE = {
+    "pieces": jnp.array([[1, 2, 3], [4, 6, 0], [5, 0, 0]]),
+    "characters": jnp.array([[9, 8, 7, 6], [5, 4, 0, 0], [256, 1, 1, 0]]),
+    "meaning": jnp.asarray(RNG.normal(size=(3, 5)), jnp.float32),
+    "unit_meaning": jnp.asarray(RNG.normal(size=(7, 5)), jnp.float32),
+    "rows": jnp.array([[0, 1, 2], [2, -1, 0]]),
+}
+NOBODY = CATALOGUE | {"rows": jnp.full((2, 3), -1)}
+
+
+class Run(NamedTuple):
+    """A transducer with adapters that do something, and its programs, compiled once."""
+
+    task: TransducerTask
+    params: Any
+    fresh: Any
+    loss: Any
+    remember: Any
+
+
+@pytest.fixture(scope="module")
+def run():
+    task = TransducerTask(config=CONFIG, biasing=BIASING)
+    fresh = task.init(jax.random.key(0))
+    moved = jax.tree.map(lambda w: w + 0.5 * RNG.normal(size=w.shape).astype(np.float32), fresh["biasing"])
+    loss = jax.jit(lambda params, batch: task.loss(params, batch)[0])
+    kept = jax.jit(lambda params, catalogue: biased.remember(CONFIG, BIASING, params, catalogue))
+    return Run(task, fresh | {"biasing": moved}, fresh, loss, kept)
+
+
+def test_it_starts_as_the_base_model_and_is_it_where_no_phrase_is_listed(run):
+    """To the last bit: with new adapters and any list, and with trained ones and none."""
+    base = TransducerTask(config=CONFIG)
+    own = {name: leaf for name, leaf in run.params.items() if name != "biasing"}
+    wanted = jax.jit(lambda params, batch: base.loss(params, batch)[0])(own, BATCH)
+    assert run.loss(run.fresh, BATCH | {"catalogue": CATALOGUE}) == wanted
+    assert run.loss(run.params, BATCH | {"catalogue": NOBODY}) == wanted
+    assert run.loss(run.params, BATCH | {"catalogue": CATALOGUE}) != wanted
+
+
+def test_each_reading_of_a_phrase_counts_and_the_order_of_a_list_does_not(run):
+    whole = run.loss(run.params, BATCH | {"catalogue": CATALOGUE})
+    for name in ("pieces", "characters", "meaning", "unit_meaning"):
+        other = CATALOGUE | {name: jnp.flip(CATALOGUE[name], axis=0)}
+        assert run.loss(run.params, BATCH | {"catalogue": other}) != whole, name
+    turned = CATALOGUE | {"rows": jnp.array([[2, 0, 1], [0, 2, -1]])}
+    # Sums in another order.
+    np.testing.assert_allclose(run.loss(run.params, BATCH | {"catalogue": turned}), whole, rtol=1e-5)
+
+
+def test_a_search_meets_what_training_has(run):
+    """Frames, and the outputs of two hypotheses an utterance, are those of the loss."""
+    memories = run.remember(run.params, CATALOGUE)
+    frames, mask = transducer(CONFIG).apply({"params": run.params}, *run.task.features(BATCH), method="encode")
+    frames = biased.bias_frames(CONFIG, BIASING, run.params, frames, memories)
+    wanted = run.task._sides(run.params, BATCH | {"catalogue": CATALOGUE}, None)
+    np.testing.assert_allclose(frames[mask], wanted[0][mask], rtol=1e-5, atol=1e-5)  # float32 in another order
+    model = biased.biased_decodable(CONFIG, BIASING, run.params, memories)
+    state, step = model.initial_state(4), jax.jit(lambda labels, state: model.predict(labels, state))
+    for u, labels in enumerate(np.pad(BATCH["labels"], ((0, 0), (1, 0))).T):
+        symbols, state = step(jnp.repeat(jnp.asarray(labels), 2), state)
+        real = u <= np.asarray(BATCH["label_lengths"])
+        np.testing.assert_allclose(symbols[::2][real], wanted[2][real, u], rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(symbols[::2], symbols[1::2])
+
+
+def test_each_utterance_of_a_batch_is_led_by_its_own_list(run):
+    frames, mask = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32), jnp.ones((2, 6), bool)
+    search = ModifiedBeam(max_labels=8, beam=3)
+
+    def found(frames, rows):
+        memories = run.remember(run.params, CATALOGUE | {"rows": rows})
+        model = biased.biased_decodable(CONFIG, BIASING, run.params, memories)
+        return decode(search, model, biased.bias_frames(CONFIG, BIASING, run.params, frames, memories), mask)
+
+    rows = CATALOGUE["rows"]
+    both = found(frames, rows)
+    turned = found(frames[::-1], rows[::-1])
+    np.testing.assert_array_equal(both.tokens, turned.tokens[::-1])
+    np.testing.assert_allclose(both.log_probs, turned.log_probs[::-1], rtol=1e-5)
+    others = found(frames, rows[::-1])
+    assert not np.allclose(others.log_probs[:, 0], both.log_probs[:, 0], rtol=1e-4)
+
+
+def test_adapters_move_by_probes_while_the_base_stays(run):
+    trainable, frozen = split(run.params, ("^biasing/heard/output/",))
+    batch = BATCH | {"catalogue": CATALOGUE}
+
+    def value(params):
+        return run.task.loss(merge(params, frozen), batch)[0]
+
+    probes = chain(spsa(1e-3, num_samples=4, key=jax.random.key(0)), optax.sgd(3e-3))
+
+    @jax.jit
+    def steps(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = probes.update(None, state, params, value_fn=value)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, probes.init(params)), length=20)[0][0]
+
+    moved = merge(steps(trainable), frozen)
+    assert run.loss(moved, batch) < run.loss(run.params, batch)
+    assert {k for k in moved if not jax.tree.all(jax.tree.map(jnp.array_equal, moved[k], run.params[k]))} == {"biasing"}

@@ -1,0 +1,82 @@
+"""What phrases are to a model: how they are spelled, how they are written, and what they mean, a vector of each.
+
+A catalogue is a mapping of arrays. Each phrase of a batch stands in it once, whichever utterances list it:
+
+  `pieces` int32 [p, l]: the transducer's labels of each phrase, 0 behind them;
+  `characters` int32 [p, c]: its characters, in 1..256 (bytes of UTF-8, counted from 1), 0 behind them;
+  `meaning` float32 [p, m]: vectors of a frozen text encoder, made once for each phrase; m is 0 where none reads them;
+  `unit_meaning` float32 [classes, m]: the same of the transducer's labels;
+  `rows` int32 [b, k]: the phrases of each utterance's list, as positions among the p; -1 for none. A single row is the
+    list of all utterances.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from models.layers import LayerNorm
+from models.transducer.layers import NORM_EPS
+from models.transducer.lstm import Lstm
+from zojax import ops
+
+__all__ = ["CHARACTERS", "Catalogue", "PhraseEncoder"]
+
+Catalogue = Mapping[str, Any]
+
+CHARACTERS = 257
+"""Bytes, and the padding."""
+
+
+class PhraseEncoder(nn.Module):
+    """A vector of each phrase: embedded symbols through an LSTM in either direction, their last outputs normalised.
+
+        v = norm([forward(e_1 .. e_n), backward(e_n .. e_1)])
+
+    Parameters: "table" [symbols, embedding], "forward" and "backward" as of `Lstm`, "norm".
+
+    Args:
+      symbols: in [1, symbols); 0 is padding.
+      embedding: width of the table.
+      hidden: cells of each direction.
+
+    Example:
+      >>> import jax
+      >>> encoder, phrases = PhraseEncoder(5, 4, 3), jnp.array([[1, 2, 4], [3, 0, 0]])
+      >>> encoder.init_with_output(jax.random.key(0), phrases)[0].shape
+      (2, 6)
+    """
+
+    symbols: int
+    embedding: int
+    hidden: int
+
+    @property
+    def d_out(self) -> int:
+        """Width of a vector."""
+        return 2 * self.hidden
+
+    def setup(self):
+        self.table = self.param("table", nn.initializers.normal(1.0), (self.symbols, self.embedding))
+        self.forward = Lstm(self.embedding, self.hidden)
+        self.backward = Lstm(self.embedding, self.hidden)
+        self.norm = LayerNorm(NORM_EPS)
+
+    def __call__(self, phrases: Int[Array, "p l"]) -> Float[Array, "p d"]:
+        """Vectors of phrases.
+
+        Args:
+          phrases: symbols, 0 behind them.
+
+        Returns:
+          float32 [p, 2 * hidden]; of no symbols, that of nothing read.
+        """
+        x, mask = ops.embed(self.table, phrases), phrases > 0
+        ends = []
+        # Turned around, padding comes first; a state does not move on it.
+        for lstm, way in ((self.forward, 1), (self.backward, -1)):
+            _, _, state = lstm.step(x[:, ::way], mask[:, ::way], lstm.initial_state(len(phrases)))
+            ends.append(state["output"])
+        return self.norm(jnp.concatenate(ends, axis=-1))
