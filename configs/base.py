@@ -108,6 +108,11 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "alone": 0,
                 "fast_emit": 0.0,
                 "delay_penalty": 0.0,
+                "signals": (),
+                "wrong": 0.5,
+                "fusion": "none",
+                "fusion_width": 16,
+                "channel_dropout": 0.0,
             },
             "lm": {
                 "width": 384,

@@ -85,6 +85,13 @@ def _check_speech(config: Config) -> None:
         )
     if speech.noise != "none" and config.data.source == "commands":
         raise ValueError(f"config.speech.noise is {speech.noise!r}; commands have one of their own: it must be none")
+    if (speech.fusion == "none") != (len(speech.signals) < 2):
+        needed = "one signal or none goes with none, and several with another"
+        raise ValueError(f"config.speech.fusion is {speech.fusion!r}, speech.signals {tuple(speech.signals)}; {needed}")
+    if speech.channel_dropout and speech.fusion == "none":
+        raise ValueError(f"config.speech.channel_dropout is {speech.channel_dropout}; without fusion it must be 0")
+    if speech.signals and speech.noise != "none":
+        raise ValueError(f"config.speech.noise is {speech.noise!r}; signals have one of their own: it must be none")
     if len(speech.channels) != (4 if speech.encoder == "conv_rnnt" else 1):
         raise ValueError(
             f"config.speech.channels is {tuple(speech.channels)}; four numbers with conv_rnnt, else one, are needed"

@@ -1,10 +1,11 @@
 """Compares the word error rates of two sets of runs, such as three seeds each: is the difference more than chance?
 
     python -m launch.compare_speech --runs=runs/convrnnt_0,runs/convrnnt_1 --baseline=runs/rnnt_0,runs/rnnt_1
+    python -m launch.compare_speech --runs=runs/fusion_cnn --baseline=runs/fusion_beam --beam=wrong
 
 Reads what `launch.eval` has written of them. Draws utterances, the same for all runs, and of either set as many runs as
-it has, each with replacement; the difference is a tie where the 95 % interval of these draws holds 0. Exit code 2: a
-wrong request.
+it has, each with replacement; the difference is a tie where the 95 % interval of these draws holds 0. --beam takes the
+utterances alone whose beam is steered so. Exit code 2: a wrong request.
 """
 
 import json
@@ -58,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         values = cli.parse(argv, __doc__ or "", _define)
         name = f"heard_{values['split'].value}_{values['weights'].value}.jsonl"
-        search = str(values["search"].value)
-        sets = {side: read(values[side].value or [], name, search) for side in ("runs", "baseline")}
+        search, beam = str(values["search"].value), values["beam"].value
+        sets = {side: read(values[side].value or [], name, search, beam) for side in ("runs", "baseline")}
         found = difference(sets["runs"], sets["baseline"])
     except (ValueError, FileNotFoundError) as error:
         cli.complain("compare_speech", error)
@@ -72,13 +73,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read(folders: Sequence[str], name: str, search: str) -> Counts:
+def read(folders: Sequence[str], name: str, search: str, beam: str | None = None) -> Counts:
     """The errors of some runs.
 
     Args:
       folders: of the runs.
       name: of the file that `launch.eval` has written.
       search: of which search and mode, as "greedy whole".
+      beam: "right" or "wrong", for the utterances whose beam is steered so; None: all.
 
     Returns:
       The counts.
@@ -93,8 +95,13 @@ def read(folders: Sequence[str], name: str, search: str) -> Counts:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; python -m launch.eval --workdir={folder} writes it")
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if beam is not None:
+            rows = [row for row in rows if row.get("beam") == beam]
+            if not rows:
+                raise ValueError(f"{path}: no utterance whose beam is {beam}")
         if any(search not in row for row in rows):
-            raise ValueError(f"{path}: no {search!r}; there are {', '.join(sorted(rows[0].keys() - {'id', 'said'}))}")
+            known = ", ".join(sorted(rows[0].keys() - {"id", "said", "beam"}))
+            raise ValueError(f"{path}: no {search!r}; there are {known}")
         if said is not None and said != [row["said"] for row in rows]:
             raise ValueError(f"{path}: other utterances than those of {folders[0]}")
         said = [row["said"] for row in rows]
@@ -146,6 +153,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_list("runs", [], "folders of runs", flag_values=values)
     flags.DEFINE_list("baseline", [], "folders of the runs to compare with", flag_values=values)
     flags.DEFINE_string("search", "greedy whole", "search and mode", flag_values=values)
+    flags.DEFINE_enum("beam", None, ["right", "wrong"], "utterances whose beam is so", flag_values=values)
     flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "which examples", flag_values=values)
     flags.DEFINE_enum("weights", "best", [*FOLDERS], "which weights", flag_values=values)
 

@@ -27,7 +27,7 @@ def speech_bounds(pcm: np.ndarray) -> tuple[float, float]:
     """Seconds from the start of a sound to the start and to the end of speech, by energy.
 
     Args:
-      pcm: int16 samples.
+      pcm: int16 samples; of several signals the first counts.
 
     Returns:
       (start, end) of all that is not `SILENT`.
@@ -39,7 +39,8 @@ def speech_bounds(pcm: np.ndarray) -> tuple[float, float]:
       (0.25, 0.5)
     """
     whole = len(pcm) // STEP * STEP
-    energy = np.square(pcm[:whole].astype(np.float64)).reshape(-1, STEP).mean(1)
+    first = pcm.reshape(len(pcm), -1)[:whole, 0]
+    energy = np.square(first.astype(np.float64)).reshape(-1, STEP).mean(1)
     loud = np.flatnonzero(energy > energy.max(initial=0.0) * 10 ** (-SILENT / 10))
     return (int(loud[0]) * STEP / RATE, int(loud[-1] + 1) * STEP / RATE) if len(loud) else (0.0, len(pcm) / RATE)
 
@@ -101,7 +102,7 @@ class Aligner:
         """Seconds from the start of the sound to the end of each word; none if the words do not fit the sound."""
         found = self._found
         labels = found.units.encode(said)
-        wave = np.zeros((1, -(-max(len(pcm), 1) // PADDED) * PADDED), np.int16)
+        wave = np.zeros((1, -(-max(len(pcm), 1) // PADDED) * PADDED, *pcm.shape[1:]), np.int16)
         wave[0, : len(pcm)] = pcm
         row = np.full((1, -(-max(len(labels), 1) // ROOM) * ROOM), BLANK, np.int32)
         row[0, : len(labels)] = labels

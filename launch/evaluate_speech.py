@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch import cli, recogniser, speech, weights
+from launch import cli, recogniser, signals, speech, weights
 from launch.endpoints import Aligner, emission_delays, speech_bounds
 from launch.recogniser import Recogniser
 from launch.recognition import encoder_program, search
@@ -149,7 +149,12 @@ def emission_times(found: Recogniser, frames: np.ndarray) -> np.ndarray:
 
 
 def record(
-    found: Recogniser, row: Condition, *, listed: frozenset[str] = frozenset(), aligned: Aligner | None = None
+    found: Recogniser,
+    row: Condition,
+    *,
+    listed: frozenset[str] = frozenset(),
+    aligned: Aligner | None = None,
+    steered: Sequence[bool] = (),
 ) -> dict[str, Any]:
     """The figures of a row.
 
@@ -158,6 +163,7 @@ def record(
       row: what was recognised.
       listed: words of a biasing list; without them no split of the errors.
       aligned: gives the times at which words are said; without it no emission delay.
+      steered: whether the beam is steered rightly in each utterance of the split; without it no split of the errors.
 
     Returns:
       Rates as shares, times in seconds. "first" and "last": from the first and to the last 10 ms of speech, by energy,
@@ -173,6 +179,11 @@ def record(
     if listed:
         split = sum((biased_errors(one.said, one.heard, listed) for one in row.utterances), BiasedErrors())
         values |= {"u_wer": split.unbiased.rate, "b_wer": split.biased.rate}
+    if steered:
+        for name, kind in STEERING.items():
+            pairs = zip(words, row.utterances, strict=True)
+            of_kind = [one for one, utterance in pairs if steered[utterance.id] is kind]
+            values[f"wer_{name}"] = sum(of_kind, Errors()).rate if of_kind else None
     if row.mode == "stream":
         bounds = [(one, speech_bounds(one.pcm)) for one in row.utterances if len(one.times)]
         values["first"] = float(np.mean([one.times[0] - start for one, (start, _) in bounds])) if bounds else None
@@ -194,7 +205,11 @@ def interval(words: Sequence[Errors]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+STEERING = {"right": True, "wrong": False}
+
 COLUMNS = {
+    "wer_right": ("WER, beam right", "{:.2%}"),
+    "wer_wrong": ("beam wrong", "{:.2%}"),
     "u_wer": ("U-WER", "{:.2%}"),
     "b_wer": ("B-WER", "{:.2%}"),
     "real_time_factor": ("RTF", "{:.3f}"),
@@ -223,11 +238,16 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def save(folder: Path, name: str, rows: Sequence[Condition]) -> None:
-    """Writes what was said and heard, a JSON line an utterance: {"id", "said", "<search> <mode>": what was heard}."""
+def save(folder: Path, name: str, rows: Sequence[Condition], steered: Sequence[bool] = ()) -> None:
+    """Writes what was said and heard, a JSON line an utterance: {"id", "said", "<search> <mode>": what was heard}.
+
+    Of a run with signals also "beam": "right" or "wrong".
+    """
     with (folder / name).open("w", encoding="utf-8") as file:
         for ones in sorted(zip(*(row.utterances for row in rows), strict=True), key=lambda ones: ones[0].id):
             heard = {f"{row.search} {row.mode}": one.heard for row, one in zip(rows, ones, strict=True)}
+            if steered:
+                heard["beam"] = "right" if steered[ones[0].id] else "wrong"
             file.write(json.dumps({"id": ones[0].id, "said": ones[0].said, **heard}, ensure_ascii=False) + "\n")
 
 
@@ -252,10 +272,12 @@ def run(workdir: Path, which: str, split: str, *, beam: int = 4, listed: str = "
         other = recogniser.load(*weights.parse(aligner))
         if other.units != found.units:
             raise ValueError(f"--aligner={aligner}: its units are others than those of {workdir}")
+        if list(other.config.speech.signals) != list(found.config.speech.signals):
+            raise ValueError(f"--aligner={aligner}: it hears other signals than {workdir}")
         aligned = Aligner(other)
     if listed:
         words = frozenset(Path(listed).read_text(encoding="utf-8").split())
-    batches = speech.evaluation(found.config, found.units, split)
+    batches, steered = speech.evaluation(found.config, found.units, split), speech.steering(found.config, split)
     try:
         rows = conditions(found, batches, beam)
     except RuntimeError as error:
@@ -264,10 +286,13 @@ def run(workdir: Path, which: str, split: str, *, beam: int = 4, listed: str = "
     loss = train.evaluate(
         train.make_evaluate(found.task), found.params, jax.tree.map(lambda _: None, found.params), batches
     )
-    records = [record(found, row, listed=words, aligned=aligned) | loss for row in rows]
-    save(workdir, f"heard_{split}_{which}.jsonl", rows)
+    records = [record(found, row, listed=words, aligned=aligned, steered=steered) | loss for row in rows]
+    save(workdir, f"heard_{split}_{which}.jsonl", rows, steered)
     lines = [json.dumps({"split": split, "weights": which, **one}) + "\n" for one in records]
     (workdir / f"recognised_{split}_{which}.jsonl").write_text("".join(lines), encoding="utf-8")
     print(f"{split}, {which} weights, {len(rows[0].utterances)} utterances, {loss['nats_per_label']:.4f} nats a label")
     print(table(records))
+    of_fusion, of_all = signals.share(found.params)
+    if of_fusion:
+        print(f"fusion ({found.config.speech.fusion}): {of_fusion:,} of {of_all:,} weights, {of_fusion / of_all:.2%}")
     return 0

@@ -52,6 +52,7 @@ def check_integer(config: Config) -> None:
         ("model.name", config.model.name, "transducer"),
         ("speech.encoder", speech.encoder, "lstm"),
         ("speech.band", speech.band, 0),
+        ("speech.fusion", speech.fusion, "none"),
     ):
         if value != needed:
             refuse(name, value, f"with an accelerator it must be {needed!r}")

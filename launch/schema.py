@@ -197,6 +197,15 @@ FIELDS: dict[str, _Field] = {
     "speech.alone": _integer(0),  # steps without the predictor
     "speech.fast_emit": _number(inclusive=True),  # first_order alone
     "speech.delay_penalty": _number(inclusive=True),
+    "speech.signals": _Field(
+        (tuple, list),
+        lambda v: all(type(n) is int and 0 <= n <= 2 for n in v) and len(set(v)) == len(v),
+        "a tuple of signals, each once: 0 the beam, 1 and 2 microphones; or () for utterances close to the mouth",
+    ),
+    "speech.wrong": _Field((float, int), lambda v: 0 <= v <= 1, "a share, 0 to 1"),  # of the beams, steered wrongly
+    "speech.fusion": _choice("none", "average", "concatenation", "flstm", "cnn"),  # of several signals
+    "speech.fusion_width": _integer(1),  # cells of flstm, planes of cnn
+    "speech.channel_dropout": _Field((float, int), lambda v: 0 <= v < 1, "a rate, in [0, 1)"),  # of whole signals
     "adapter.kind": _choice("lora", "tensor_train", "prefix", "prompt"),
     "adapter.rank": _integer(0),  # of prefix and prompt the number of tokens; 0 for no adapters
     "adapter.alpha": _number(),  # of lora, as is `where`

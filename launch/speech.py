@@ -1,16 +1,14 @@
 """From the `speech` fields of a config to a transducer: its data, its units and its model."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from launch import signals
 from launch.schema import Config
 from models.transducer.conformer import ConformerConfig
 from models.transducer.conv_rnnt import ConvRnntConfig
@@ -19,10 +17,9 @@ from models.transducer.model import TransducerConfig
 from models.transducer.predictor import LstmPredictorConfig, StatelessConfig
 from models.transducer.task import Pruning, TransducerTask
 from zojax.data.audio import batches, prepared, sources, units
-from zojax.data.audio.augment import SpecAugment, spec_augment
 from zojax.data.audio.buckets import Examples, plan_buckets
 from zojax.data.audio.commands import Commands
-from zojax.data.audio.features import FilterBank, log_mel, num_frames
+from zojax.data.audio.features import FilterBank, num_frames
 from zojax.data.audio.noise import in_noise
 from zojax.data.audio.waves import RATE, resample, to_int16
 from zojax.losses.transducer import TransducerSpec
@@ -105,21 +102,23 @@ def model_config(config: Config, classes: int) -> TransducerConfig:
         joint=c.joint,
         simple=c.band > 0,
         acoustic=c.acoustic > 0,
+        fusion=signals.fusion_config(config),
     )
 
 
 def source(config: Config) -> prepared.Source:
-    """Where the utterances of a config come from: "commands", "an4" or a folder.
+    """Where the utterances of a config come from: "commands", "an4" or a folder, and from rooms where it has signals.
 
     Raises:
       FileNotFoundError: if there is no such corpus.
       ValueError: if a list of it is malformed.
     """
     if config.data.source != "commands":
-        return sources.find_recordings(config.data.source)
+        return signals.in_rooms(config, sources.find_recordings(config.data.source))
     c = config.speech
     # The utterances of all runs are the same, whatever their seeds.
-    return Commands(seed=0, train=config.data.train_examples or 2000, low_snr=c.snr[0], high_snr=c.snr[1])
+    made = Commands(seed=0, train=config.data.train_examples or 2000, low_snr=c.snr[0], high_snr=c.snr[1])
+    return signals.in_rooms(config, made)
 
 
 def make_units(config: Config) -> units.CharacterUnits | units.PieceUnits:
@@ -171,34 +170,16 @@ def make_task(config: Config, classes: int, statistics: tuple[np.ndarray, np.nda
       The task; its batches hold pcm.
     """
     c = config.speech
-    masks = SpecAugment(
-        frequency_masks=c.frequency_masks,
-        frequency_width=c.frequency_width,
-        time_masks=c.time_masks,
-        time_width=c.time_width,
-        time_share=0.3,
-    )
     return TransducerTask(
         config=model_config(config, classes),
         spec=TransducerSpec(fast_emit=float(c.fast_emit), delay_penalty=float(c.delay_penalty)),
         acoustic=float(c.acoustic),
         alone=c.alone,
         pruning=Pruning(band=c.band) if c.band else None,
-        front_end=partial(_front_end, filter_bank(config)),
-        augment=partial(_augment, masks, float(c.gain)),
+        front_end=signals.front_end(config, filter_bank(config)),
+        augment=signals.augment(config),
         statistics=statistics,
     )
-
-
-def _augment(masks: SpecAugment, gain: float, x: jax.Array, frames: jax.Array, key: jax.Array) -> jax.Array:
-    of_gain, of_masks = jax.random.split(key)
-    # A louder signal is a constant on top of the logarithm of its energy.
-    decibels = jax.random.uniform(of_gain, (), minval=-gain, maxval=gain)
-    return spec_augment(x + decibels * (math.log(10) / 10), frames, of_masks, masks)
-
-
-def _front_end(bank: FilterBank, pcm: jax.Array) -> jax.Array:
-    return log_mel(pcm.astype(jnp.float32) / 32768, bank)
 
 
 class Loaded(NamedTuple):
@@ -251,7 +232,7 @@ def load(config: Config, key: jax.Array, *, splits: Iterable[str], trained: Call
     found = {}
     for name in dict.fromkeys(("train", *splits)):
         found[name] = evaluation(config, made, name)
-    task = make_task(config, made.size, statistics(found["train"], bank))
+    task = make_task(config, made.size, statistics(config, found["train"], bank))
     params = task.init(key)
     if config.model.weights:
         params = trained(params)
@@ -282,11 +263,11 @@ def _examples(
     """The first `size` utterances, at each of the speeds, in percent; id % size is the utterance."""
     noise, (low, high) = config.speech.noise, config.speech.snr
     labels = [made.encode(text) for text in utterances.texts[:size]]
-    lengths = np.concatenate([-(-utterances.lengths[:size] * 100 // speed) for speed in speeds])
+    lengths = np.concatenate([-(-signals.lengths(config, utterances)[:size] * 100 // speed) for speed in speeds])
 
     def read(index: int) -> np.ndarray:
         speed, one = speeds[index // size], utterances[index % size]
-        samples = one["samples"]
+        samples = signals.chosen(config, one["samples"])
         if speed != 100:
             samples = to_int16(resample(samples.astype(np.float32) / 32768, speed, 100))
         if noise == "none":
@@ -294,7 +275,7 @@ def _examples(
         return in_noise(samples, f"{one['id']} {speed}", color=noise, low=low, high=high)
 
     x = read
-    if lengths.sum() <= HELD:
+    if lengths.sum() * max(len(config.speech.signals), 1) <= HELD:
         with ThreadPoolExecutor() as threads:
             x = list(threads.map(read, range(len(lengths)))).__getitem__
     return Examples(utterances.ids[:size] * len(speeds), lengths, labels * len(speeds), x)
@@ -357,23 +338,30 @@ class _Evaluation(Sequence[Any]):
         return _batch(self._inner[index], self._bank)
 
 
-def statistics(found: Sequence[Any], bank: FilterBank) -> tuple[np.ndarray, np.ndarray]:
+def steering(config: Config, split: str) -> list[bool]:
+    """Whether the beam is steered rightly in each utterance of a split; nothing of a run without signals."""
+    return signals.steering(source(config), _split(config, split).ids)
+
+
+def statistics(config: Config, found: Sequence[Any], bank: FilterBank) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each bin, over some of the batches.
 
     Args:
+      config: of the run.
       found: batches with pcm; of many, some that are spread evenly.
       bank: the features.
 
     Returns:
       (mean, deviation), float32 [bins].
     """
-    front_end = jax.jit(partial(_front_end, bank))
+    front_end = jax.jit(signals.front_end(config, bank))
     chosen = sorted({int(i) for i in np.linspace(0, len(found) - 1, STATISTICS)})
     count, total, squares = 0, np.zeros(bank.bins), np.zeros(bank.bins)
     for index in chosen:
         batch = found[index]
         x = np.asarray(front_end(batch["pcm"]), np.float64)
         x = x[(np.arange(x.shape[1]) < batch["frame_lengths"][:, None]) & (batch["weight"][:, None] > 0)]
+        x = signals.rows(config, x)
         count, total, squares = count + len(x), total + x.sum(0), squares + np.square(x).sum(0)
     mean = total / max(count, 1)
     deviation = np.sqrt(np.maximum(squares / max(count, 1) - np.square(mean), 0))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from launch import speech
+from launch import signals, speech
 from launch.schema import Config
 from models.transducer.task import TransducerTask
 from zojax.data.audio.waves import RATE
@@ -51,7 +51,7 @@ def shapes(config: Config, *, seconds: float, labels: int, characters: int = 27)
     params = jax.eval_shape(task.init, jax.random.key(0))
     of = jax.ShapeDtypeStruct
     batch = {
-        "pcm": of((rows, samples), jnp.int16),
+        "pcm": of((rows, samples, *signals.shape(config)), jnp.int16),
         "frame_lengths": of((rows,), jnp.int32),
         "labels": of((rows, labels), jnp.int32),
         "label_lengths": of((rows,), jnp.int32),

@@ -73,10 +73,11 @@ class Stream:
         rows = 1 if frame_lengths is None else len(frame_lengths)
         self._advance, self._flush, first = _programs(task, search)
         self._state = first(params, rows)
-        self._waiting = np.zeros((rows, 0), np.int16)
+        several = () if task.config.fusion is None else (task.config.fusion.signals,)
+        self._waiting = np.zeros((rows, 0, *several), np.int16)
         self._done = 0
 
-    def push(self, pcm: Int16[np.ndarray, "rows samples"]) -> int:
+    def push(self, pcm: Int16[np.ndarray, "rows samples *signals"]) -> int:
         """Takes the next samples of each row, any number, and works on the pieces that they complete.
 
         Returns:
@@ -94,7 +95,8 @@ class Stream:
         """Works on what waits, and on what the encoder has held back: the streams end here."""
         if count := num_frames(self._waiting.shape[1], self._bank):
             whole = self._size * self._bank.hop + self._bank.window - self._bank.hop
-            fill = np.zeros((len(self._waiting), whole - self._waiting.shape[1]), np.int16)
+            held = self._waiting.shape
+            fill = np.zeros((held[0], whole - held[1], *held[2:]), np.int16)
             self._step(np.concatenate([self._waiting, fill], axis=1), count)
         self._waiting = self._waiting[:, :0]
         self._state = self._flush(self._params, self._state)

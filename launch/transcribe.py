@@ -1,12 +1,17 @@
 """Writes down what is said in sound files, by a run of speech.
 
     python -m launch.transcribe FILE... --workdir=runs/commands_rnnt [--stream] [--beam=4] [--weights=best|last|base]
+    python -m launch.transcribe FILE... --workdir=runs/commands_fusion [--missing=1] \
+        [--microphones="-0.05,-0.05,0 -0.05,0.05,0 0.05,-0.05,0 0.05,0.05,0" --look=1,0,0]
 
 Prints a line for each file, "NAME<tab>TEXT". With --stream a file is heard as if it were just being spoken: a line
 "<tab>SECONDS<tab>TEXT" for each change of the text on the way, and at the end the real-time factor (seconds of work
 for a second of sound) and the emission latency, from the end of the frame that a label was recognised at to the moment
 when it was there. In place of a file "test:0" may stand, an utterance of the run's own data; what was said comes with
-it. Files that cannot be read are named on stderr and counted. Exit code 1: none could be read; 2: a wrong request.
+it. A run with several signals takes files with a channel for each of them, or recordings by an array whose microphones
+are at the given places, in metres, with a beam towards --look; signals of the run that are --missing (0 is its first)
+are not heard. Files that cannot be read are named on stderr and counted. Exit code 1: none could be read; 2: a wrong
+request.
 """
 
 import re
@@ -20,7 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, recogniser, speech
+from launch import cli, recogniser, signals, speech
 from launch.recogniser import Recogniser
 from launch.recognition import best_labels, encoder_program, search
 from launch.streams import Stream, piece_frames
@@ -33,6 +38,9 @@ from zojax.data.audio.waves import RATE, AudioError, read_wave
 
 # A file is padded to a multiple of this, so that files of all lengths share a few programs.
 PADDED = 4 * RATE
+
+# Flags that say what the channels of a file are.
+ARRAY = ("microphones", "look", "missing")
 
 
 class Heard(NamedTuple):
@@ -64,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("--workdir=RUN and one FILE or more are needed")
         found = recogniser.load(Path(values["workdir"].value), str(values["weights"].value))
         beam, streams = int(values["beam"].value or 0), bool(values["stream"].value)
+        array = signals.Array.parse(found.config, **{name: values[name].value or "" for name in ARRAY})
         if streams:
             _ = transducer(found.task.config).encoder_state(1)  # says why, where an encoder does not stream
     except (ValueError, FileNotFoundError) as error:
@@ -73,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     skipped = 0
     for name in files:
         try:
-            pcm, said = read(found, name)
+            pcm, said = read(found, name, array)
         except (AudioError, LookupError) as error:
             cli.complain("transcribe", ValueError(f"{name}: {error}"))
             skipped += 1
@@ -92,12 +101,13 @@ def main(argv: Sequence[str]) -> int:
     return cli.FAILED if skipped == len(files) else 0
 
 
-def read(found: Recogniser, name: str) -> tuple[np.ndarray, str | None]:
+def read(found: Recogniser, name: str, array: signals.Array) -> tuple[np.ndarray, str | None]:
     """Samples at 16 kHz, and what is said where that is known.
 
     Args:
       found: the run.
       name: of a file, or an utterance of the run's own data: a split, a colon and a number.
+      array: what the channels of a file are, where the run has signals.
 
     Raises:
       AudioError: if the file cannot be read.
@@ -105,13 +115,13 @@ def read(found: Recogniser, name: str) -> tuple[np.ndarray, str | None]:
     """
     own = re.fullmatch(r"(\w+):(\d+)", name)
     if own is None or Path(name).exists():
-        return read_wave(name), None
+        return (array.read(found.config, name) if found.config.speech.signals else read_wave(name)), None
     split, number = own[1], int(own[2])
     try:
         one = prepared.load(speech.source(found.config), split)[number]
     except (ValueError, IndexError, FileNotFoundError) as error:
         raise LookupError(cli.one_line(error)) from None
-    return one["samples"], one["text"]
+    return array.without_missing(signals.chosen(found.config, one["samples"])), one["text"]
 
 
 def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:
@@ -119,14 +129,14 @@ def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:
 
     Args:
       found: what recognises.
-      pcm: int16 samples at 16 kHz.
+      pcm: int16 samples at 16 kHz, [samples] or [samples, signals].
       beam: hypotheses; 0: greedy search.
 
     Returns:
       The text.
     """
     frames = num_frames(len(pcm), found.bank)
-    padded = np.zeros((1, -(-max(len(pcm), 1) // PADDED) * PADDED), np.int16)
+    padded = np.zeros((1, -(-max(len(pcm), 1) // PADDED) * PADDED, *pcm.shape[1:]), np.int16)
     padded[0, : len(pcm)] = pcm
     batch = {"pcm": padded, "frame_lengths": np.array([frames])}
     encoded, mask = encoder_program(found.task)(found.params, batch)
@@ -142,7 +152,7 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
 
     Args:
       found: what recognises.
-      pcm: int16 samples at 16 kHz.
+      pcm: int16 samples at 16 kHz, [samples] or [samples, signals].
       beam: hypotheses; 0: greedy search.
       show: prints each change of the text.
 
@@ -154,7 +164,7 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
     # Room for what the padded file would be given, so that the searches are one.
     longest = num_frames(-(-max(len(pcm), 1) // PADDED) * PADDED, bank)
     how = search(-(-longest // transducer(task.config).encoder.stride), beam)
-    _warm(found, how)
+    _warm(found, how, pcm.shape[1:])
     hearing = Stream(task, found.params, bank, how)
     clock, work, shown = 0.0, 0.0, ""
     step = bank.hop * transducer(task.config).encoder.stride / RATE
@@ -195,10 +205,10 @@ def summary(heard: Sequence[Heard]) -> str:
     return ", ".join([*parts, f"after the end {np.mean([one.rest for one in heard]):.3f} s"])
 
 
-def _warm(found: Recogniser, how) -> None:
+def _warm(found: Recogniser, how, several: tuple[int, ...]) -> None:
     """Compiles what a stream needs, so that no file pays for it."""
     warm = Stream(found.task, found.params, found.bank, how)
-    warm.push(np.zeros((1, piece_frames(found.task) * found.bank.hop + found.bank.window), np.int16))
+    warm.push(np.zeros((1, piece_frames(found.task) * found.bank.hop + found.bank.window, *several), np.int16))
     warm.finish()
     jax.block_until_ready(warm.found())
 
@@ -208,6 +218,9 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("weights", "best", [*FOLDERS], "which weights", flag_values=values)
     flags.DEFINE_bool("stream", False, "hear the files as they would be spoken", flag_values=values)
     flags.DEFINE_integer("beam", 0, "hypotheses; 0: greedy search", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("microphones", None, "places X,Y,Z of the channels' microphones, in metres", flag_values=values)
+    flags.DEFINE_string("look", None, "direction X,Y,Z of the beam that is made of them", flag_values=values)
+    flags.DEFINE_string("missing", None, "signals that are not heard, such as 0,2", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class FusionConfig:
     """A way of fusion and its sizes.
 
     Attributes:
-      kind: "lstm", a frequency LSTM; "cnn", causal 3x3 convolutions over time and bins, the signals as planes;
+      kind: "flstm", a frequency LSTM; "cnn", causal 3x3 convolutions over time and bins, the signals as planes;
         "concatenation", one linear map of all signals; or "average".
       bins: of a frame of one signal.
       signals: 1 to 8; the first is the front end's.
@@ -315,7 +315,7 @@ def _concatenation(c: FusionConfig) -> Layer:
 KINDS: dict[str, Callable[[FusionConfig], Layer]] = {
     "average": lambda c: Average(c.bins * c.signals, c.signals, name="average"),
     "concatenation": _concatenation,
-    "lstm": _lstm,
+    "flstm": _lstm,
     "cnn": _cnn,
 }
 
@@ -334,7 +334,7 @@ def fusion(config: FusionConfig, *, name: str | None = None) -> Serial:
 
     Example:
       >>> from models.transducer.lstm import LstmConfig, lstm_encoder
-      >>> encoder = serial(fusion(FusionConfig(kind="lstm", bins=64)), lstm_encoder(LstmConfig(d_in=64)))
+      >>> encoder = serial(fusion(FusionConfig(kind="flstm", bins=64)), lstm_encoder(LstmConfig(d_in=64)))
       >>> encoder.d_in, encoder.block
       (195, 3)
     """

@@ -96,7 +96,7 @@ def check_integer(config: TransducerConfig) -> None:
       config: sizes.
 
     Raises:
-      ValueError: if the encoder is no LSTM, or there are projections for the pruned loss.
+      ValueError: if the encoder is no LSTM, it has several signals, or there are projections for the pruned loss.
 
     Example:
       >>> from models.transducer.conformer import ConformerConfig
@@ -110,6 +110,8 @@ def check_integer(config: TransducerConfig) -> None:
     if not isinstance(config.encoder, LstmConfig):
         name = type(config.encoder).__name__
         raise ValueError(f"TransducerConfig.encoder is a {name}; with an accelerator it must be a LstmConfig")
+    if config.fusion is not None:
+        raise ValueError(f"TransducerConfig.fusion is {config.fusion}; with an accelerator it must be None")
     if config.simple:
         raise ValueError("TransducerConfig.simple is True; with an accelerator it must be False: its loss is exact")
 

@@ -12,10 +12,11 @@ from models.layers import Linear
 from models.transducer.conformer import ConformerConfig, conformer_encoder
 from models.transducer.conv_rnnt import ConvRnntConfig, conv_rnnt_encoder
 from models.transducer.decode import Decodable
+from models.transducer.fusion import FusionConfig, fusion
 from models.transducer.joiner import Joiner, join
 from models.transducer.lstm import LstmConfig, lstm_encoder
 from models.transducer.predictor import LstmPredictor, LstmPredictorConfig, StatelessConfig, StatelessPredictor
-from models.transducer.streaming import Layer, Serial, silence
+from models.transducer.streaming import Layer, Serial, serial, silence
 
 __all__ = ["BLANK", "Transducer", "TransducerConfig", "decodable", "encoder", "transducer"]
 
@@ -38,9 +39,11 @@ class TransducerConfig:
       joint: width of the joiner.
       simple: whether there are the two projections that the pruned loss takes for its simple joiner.
       acoustic: whether there is the projection that an acoustic loss takes (see `task.TransducerTask`).
+      fusion: what makes one signal of several before the encoder, which then takes frames of `fusion.join_signals`;
+        None: there is one signal.
 
     Raises:
-      ValueError: if a part is of another type, or the width is not positive.
+      ValueError: if a part is of another type, the width is not positive, or the fusion has other bins.
 
     Example:
       >>> TransducerConfig(encoder=LstmConfig(), predictor=StatelessConfig(vocab_size=28), joint=0)
@@ -54,6 +57,7 @@ class TransducerConfig:
     joint: int = 512
     simple: bool = False
     acoustic: bool = False
+    fusion: FusionConfig | None = None
 
     def __post_init__(self):
         for name, kinds in (("encoder", ENCODERS), ("predictor", PREDICTORS)):
@@ -64,6 +68,9 @@ class TransducerConfig:
                 )
         if self.joint < 1:
             raise ValueError(f"TransducerConfig.joint is {self.joint}; it must be positive")
+        if self.fusion is not None and self.fusion.bins != self.encoder.d_in:
+            needed = f"those of the encoder, {self.encoder.d_in}, are needed"
+            raise ValueError(f"TransducerConfig.fusion has {self.fusion.bins} bins; {needed}")
 
     @property
     def classes(self) -> int:
@@ -217,6 +224,8 @@ def transducer(config: TransducerConfig) -> Transducer:
       3
     """
     acoustic, words = encoder(config.encoder), PREDICTORS[type(config.predictor)](config.predictor)
+    if config.fusion is not None:  # its weights stand beside those of the encoder's layers, whose names stay
+        acoustic = serial(fusion(config.fusion, name="fusion"), *acoustic.layers)
     joiner = Joiner(acoustic.d_out, words.d_out, config.joint, config.classes)
     return Transducer(acoustic, words, joiner, config.simple, config.acoustic)
 

@@ -156,7 +156,11 @@ class TransducerTask:
             mean, deviation = (jnp.asarray(value, jnp.float32) for value in self.statistics)
             # A bin that never varies is left alone.
             scale = 1 / jnp.where(deviation > 0, deviation, 1)
-            params["encoder"]["input"] = {"scale": scale, "bias": -mean * scale}
+            first = {"scale": scale, "bias": -mean * scale}
+            if self.config.fusion is None:
+                params["encoder"]["input"] = first
+            else:  # the fusion normalises, and the encoder's own map begins as the identity
+                params["encoder"]["fusion"]["signals"] = first
         if self.biasing is not None:
             params["biasing"] = start_biasing(self.config, self.biasing, jax.random.fold_in(key, 1))
         return params

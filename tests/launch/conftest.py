@@ -171,6 +171,11 @@ def tiny(tmp_path_factory) -> dict:
             "alone": 0,
             "fast_emit": 0.0,
             "delay_penalty": 0.0,
+            "signals": (),
+            "wrong": 0.5,
+            "fusion": "none",
+            "fusion_width": 2,
+            "channel_dropout": 0.0,
         },
         "lm": {
             "width": 8,

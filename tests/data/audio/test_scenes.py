@@ -7,9 +7,10 @@ import numpy as np
 from scipy import signal
 
 from tests.data.audio.test_prepared import Made
+from zojax.data.audio.microphones import delay_and_sum
 from zojax.data.audio.prepared import Skipped, Source, load
 from zojax.data.audio.recordings import Recordings
-from zojax.data.audio.scenes import InRooms, draw_scene, record, separate
+from zojax.data.audio.scenes import InRooms, draw_scene, record, separate, signals_of
 from zojax.data.audio.sources import an4
 
 BAD = Skipped("b", "b.wav: no such file")
@@ -76,6 +77,34 @@ def test_a_beam_loses_where_it_misses():
     # Reverberation comes from everywhere: a quarter of it passes both.
     assert np.mean(shares[True]) > 1.5 * np.mean(shares[False])
     assert all(good > bad for good, bad in zip(shares[True], shares[False], strict=True))
+
+
+def test_an_echo_is_what_the_canceller_leaves():
+    """Of a loudspeaker as loud as the speaker: 20 dB less by the canceller are 20 dB less in the signals."""
+    x = spoken("a", 4000)["samples"] / 32768
+    scene = draw_scene(np.random.default_rng(0), wrong=0.0)
+
+    def echo(attenuation):
+        # One gain for all, the loudest sample that of x, is the same where the echo is small; what is left over is it.
+        heard, none = (
+            record(x, dataclasses.replace(scene, canceller=c), np.random.default_rng(1)) for c in (attenuation, 400.0)
+        )
+        gain = np.sum(heard * none) / np.sum(none**2)
+        return np.sqrt(np.mean(np.square(heard / gain - none)))
+
+    np.testing.assert_allclose(echo(40.0) / echo(60.0), 10, rtol=0.02)
+    assert 30 <= scene.canceller <= 45
+
+
+def test_signals_of_an_array():
+    """The beam, the first microphone and the one farthest from it, as the recordings of an array have them."""
+    places = 0.05 * np.array([[-1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [1.0, 1.0, 0.0]])
+    heard = np.random.default_rng(0).normal(size=(4, 500))
+    look = np.array([0.6, 0.8, 0.0])
+    beam, first, across = signals_of(heard, places, look)
+    np.testing.assert_array_equal(beam, delay_and_sum(heard, places, look))
+    np.testing.assert_array_equal(first, heard[0])
+    np.testing.assert_array_equal(across, heard[3])
 
 
 def test_silence_stays_silent():

@@ -1,5 +1,6 @@
 """Fusion of signals: against float64 loops, streamed, with signals missing, dropped and wrong."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,15 +19,19 @@ from models.transducer.fusion import (
     fusion,
     join_signals,
 )
+from models.transducer.integer_formats import check_integer
 from models.transducer.layers import Dense, Stack
 from models.transducer.lstm import LstmConfig, lstm_encoder
+from models.transducer.model import TransducerConfig, transducer
+from models.transducer.predictor import StatelessConfig
+from models.transducer.sizes import abstract
 from models.transducer.streaming import serial
 from tests.models.transducer import oracles
 from tests.models.transducer.streams import Run, lengths_mask, random_chunks, variables
 from zojax import quant
 from zojax.perturb import PerturbSpec
 
-KINDS = ("average", "concatenation", "lstm", "cnn")
+KINDS = ("average", "concatenation", "flstm", "cnn")
 SMALL = dict(bins=6, signals=3, window=4, hop=3, hidden=5, convolutions=2, planes=2)
 # float32 against float64, or in another order: sums of some dozens of products near 1.
 TOLERANCE = 1e-5
@@ -64,7 +69,7 @@ def by_loops(kind, x, params):
     if kind == "concatenation":
         inner = params["linear"]["linear"]
         y = x.reshape(t, -1) @ inner["kernel"] + inner["bias"]
-    elif kind == "lstm":
+    elif kind == "flstm":
         inner, y = params["frequency_lstm"], []
         for frame in x:
             # hop 3, window 4, 6 bins: bins 0 to 3, and 3 to 6, of which 6 is not there.
@@ -174,7 +179,7 @@ def test_signals_are_dropped_for_whole_utterances():
     np.testing.assert_array_equal(plain[..., :3], np.broadcast_to([1, 10, 5.5], (rows, 4, 3)))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "cnn"])
+@pytest.mark.parametrize("kind", ["flstm", "cnn"])
 def test_perturbed_and_quantised_weights(kind):
     """Leaves that are no arrays give what the arrays give that they stand for."""
     layer, mask = small(kind), jnp.ones((2, 5), bool)
@@ -202,12 +207,12 @@ def test_the_count_is_under_two_percent_of_a_small_transducer(kind, signals):
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x, mask)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert count < 0.02 * 8e6
-    if kind == "lstm":
+    if kind == "flstm":
         # Gates over 24 bins of all signals, 8 windows of 32 cells to 80 bins; gain; mean and deviation.
         assert count == 4 * 32 * (24 * signals + 32 + 1) + (8 * 32 + 1) * 80 + 80 + 160
 
 
-@pytest.mark.parametrize("kind", ["lstm", "cnn"])
+@pytest.mark.parametrize("kind", ["flstm", "cnn"])
 def test_training_takes_from_a_microphone_what_the_beam_lost(kind):
     """The upper bins of the first signal are noise; the average must do with half of it."""
     rng = np.random.default_rng(0)
@@ -255,3 +260,17 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"FusionConfig\.dropout is -0\.1"):
         FusionConfig(kind="cnn", dropout=-0.1)
     assert Average(6, 3).d_out == 2
+
+
+def test_a_transducer_keeps_the_names_of_its_encoder():
+    words = StatelessConfig(vocab_size=5, embedding=4)
+    plain = TransducerConfig(encoder=LstmConfig(d_in=6, layers=1, hidden=4), predictor=words, joint=4)
+    fused = dataclasses.replace(plain, fusion=FusionConfig(kind="cnn", bins=6, signals=3, window=4, hop=3))
+    assert transducer(fused).encoder.d_in == 7 * 3
+    names, with_fusion = abstract(plain), abstract(fused)
+    assert set(with_fusion["encoder"].pop("fusion")) == {"signals", "correction"}
+    assert jax.tree.map(lambda leaf: leaf.shape, with_fusion) == jax.tree.map(lambda leaf: leaf.shape, names)
+    with pytest.raises(ValueError, match=r"TransducerConfig\.fusion has 6 bins; those of the encoder, 8, are needed"):
+        dataclasses.replace(fused, encoder=LstmConfig(d_in=8, layers=1, hidden=4))
+    with pytest.raises(ValueError, match="with an accelerator it must be None"):
+        check_integer(fused)

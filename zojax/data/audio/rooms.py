@@ -31,6 +31,9 @@ LEAD = 40
 
 MAX_MICROPHONES = 8
 
+# Images of a source that are worked on together: some megabytes.
+TOGETHER = 1 << 14
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Room:
@@ -151,7 +154,7 @@ def response(
     if taps < 1:
         raise ValueError(f"seconds is {seconds}; a sample, {1 / RATE} s, or more is needed")
     h = np.zeros((len(microphones), LEAD + taps))
-    for places, gains in _images(room, source, room.sound_speed * (taps + LEAD) / RATE):
+    for places, gains in _together(_images(room, source, room.sound_speed * (taps + LEAD) / RATE)):
         for row, microphone in zip(h, microphones, strict=True):
             distance = np.sqrt(((places - microphone) ** 2).sum(axis=1))
             row += impulses(distance * (RATE / room.sound_speed), gains / (4 * np.pi * distance), LEAD + taps)
@@ -301,6 +304,18 @@ def _images(room: Room, source: np.ndarray, reach: float) -> Iterator[tuple[np.n
             np.stack([np.full(len(rows), place), y[rows], z[columns]], axis=1),
             gain * of_y[rows] * of_z[columns],
         )
+
+
+def _together(slices: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Slices joined until they are long: each costs a loop over the taps of a sinc, whatever its length."""
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for one in slices:
+        held.append(one)
+        if sum(len(gains) for _, gains in held) >= TOGETHER:
+            yield np.concatenate([places for places, _ in held]), np.concatenate([gains for _, gains in held])
+            held = []
+    if held:
+        yield np.concatenate([places for places, _ in held]), np.concatenate([gains for _, gains in held])
 
 
 def _place(room: Room, name: str, places: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 All numbers are ours: rooms of 4 x 3.5 x 2.4 to 8 x 6 x 3.5 m that decay in 0.15 to 0.35 s; a square of four
 microphones, 20 cm across, on a table; a speaker who stands still, 1 m away or more; a noise from another place, 45
-degrees away or more, at 0 to 15 dB, and a diffuse one at 20 dB. A beam that is steered wrongly misses the speaker by 60
+degrees away or more, at 0 to 15 dB, and a diffuse one at 20 dB; a loudspeaker 10 cm below the microphones, as loud as
+the speaker, whose echo a canceller attenuates by 30 to 45 dB. A beam that is steered wrongly misses the speaker by 60
 to 120 degrees.
 """
 
@@ -14,21 +15,24 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float64, Int16
 
-from zojax.data.audio.microphones import delay_and_sum, diffuse_noise, direction, mix
+from zojax.data.audio.microphones import delay_and_sum, diffuse_noise, direction, echo_residual, mix
 from zojax.data.audio.noise import COLORS, colored
 from zojax.data.audio.prepared import Skipped, Source, Utterance
 from zojax.data.audio.rooms import Room, absorption_of, render, response
-from zojax.data.audio.waves import to_int16
+from zojax.data.audio.waves import RATE, to_int16
 
-__all__ = ["SIGNALS", "InRooms", "Scene", "draw_scene", "record", "separate"]
+__all__ = ["SIGNALS", "InRooms", "Scene", "draw_scene", "record", "separate", "signals_of"]
 
 SIGNALS = 3  # the beam, the first microphone, and the one across
 
 # Changes whenever the same seed and name make another scene or another recording of it.
-FORMAT = 1
+FORMAT = 2
 
 _SQUARE = 0.1 * np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 _DIFFUSE_SNR = 20.0
+_BELOW = np.array([0.0, 0.0, -0.1])  # from the middle of the array to the loudspeaker
+_ECHO = 0.1  # seconds of its response: later reflections, attenuated, are nothing
+_SYLLABLES = 4.0  # a second, of what it plays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,7 @@ class Scene:
       microphones: places of the array.
       color: of the noises, see `noise.COLORS`.
       snr: of speech to the noise from its place, in dB.
+      canceller: dB by which the loudspeaker's echo is attenuated.
       error: degrees by which the beam misses the speaker, 0 where it is steered rightly.
 
     Example:
@@ -58,6 +63,7 @@ class Scene:
     microphones: Float64[np.ndarray, "4 3"]
     color: str
     snr: float
+    canceller: float
     error: float
 
     @property
@@ -99,6 +105,7 @@ def draw_scene(rng: np.random.Generator, *, wrong: float) -> Scene:
         noise = place(0.5, 2.0)
     color, snr = list(COLORS)[int(draw(0.0, float(len(COLORS))))], draw(0.0, 15.0)
     is_wrong, miss, turn = draw(0.0, 1.0) < wrong, draw(60.0, 120.0), draw(0.0, 1.0)
+    canceller = draw(30.0, 45.0)
     return Scene(
         room=Room(size=size, absorption=(absorption_of(size, seconds),) * 6),
         seconds=seconds,
@@ -107,6 +114,7 @@ def draw_scene(rng: np.random.Generator, *, wrong: float) -> Scene:
         microphones=middle + _SQUARE,
         color=color,
         snr=snr,
+        canceller=canceller,
         error=(miss if turn < 0.5 else -miss) if is_wrong else 0.0,
     )
 
@@ -138,10 +146,42 @@ def record(
     # Both ratios are to the speech alone.
     heard = mix(speech, directional, snr=scene.snr) - speech
     heard += mix(speech, diffuse_noise(rng, scene.microphones, len(x), color=scene.color), snr=_DIFFUSE_SNR)
-    look = direction(scene.speaker, scene.microphones, error=scene.error)
-    signals = np.stack([delay_and_sum(heard, scene.microphones, look), heard[0], heard[2]])
+    of_loudspeaker = response(scene.room, scene.microphones.mean(axis=0) + _BELOW, scene.microphones, seconds=_ECHO)
+    # What is played rises and falls with its syllables.
+    played = colored(rng.bit_generator.random_raw(len(x)), COLORS["pink"])
+    played *= np.sqrt(np.mean(np.square(x))) * (1 - np.cos(2 * np.pi * _SYLLABLES / RATE * np.arange(len(x))))
+    heard += echo_residual(played, of_loudspeaker, attenuation=scene.canceller)
+    signals = signals_of(heard, scene.microphones, direction(scene.speaker, scene.microphones, error=scene.error))
     loudest = np.abs(signals).max()
     return signals * (np.abs(x).max() / loudest if loudest > 0 else 1)
+
+
+def signals_of(
+    heard: Float64[np.ndarray, "microphones samples"],
+    microphones: Float64[np.ndarray, "microphones 3"],
+    look: Float64[np.ndarray, "3"],
+) -> Float64[np.ndarray, "signals samples"]:
+    """The signals that are made of an array's.
+
+    Args:
+      heard: by each microphone, at 16 kHz.
+      microphones: their places, in metres.
+      look: direction of the beam, of length 1.
+
+    Returns:
+      The beam, the first microphone and the one farthest from it.
+
+    Raises:
+      ValueError: if there are not one to eight microphones, or the direction's length is not 1.
+
+    Example:
+      >>> heard, places = np.zeros((4, 800)), np.eye(4, 3)
+      >>> signals_of(heard, places, np.array([1.0, 0.0, 0.0])).shape
+      (3, 800)
+    """
+    beam = delay_and_sum(heard, microphones, look)
+    across = int(np.linalg.norm(microphones - microphones[0], axis=1).argmax())
+    return np.stack([beam, heard[0], heard[across]])
 
 
 def separate(samples: Int16[np.ndarray, "all"]) -> Int16[np.ndarray, "samples signals"]:

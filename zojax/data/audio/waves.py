@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int16
 
-__all__ = ["RATE", "AudioError", "read_wave", "resample", "to_int16"]
+__all__ = ["RATE", "AudioError", "read_channels", "read_wave", "resample", "to_int16"]
 
 RATE = 16_000  # Hz, of every utterance here
 
@@ -45,6 +45,36 @@ def read_wave(path: str | os.PathLike[str]) -> Int16[np.ndarray, "samples"]:
       ...     read_wave(f"{folder}/a.flac")
       array([0, 1, 2, 3], dtype=int16)
     """
+    x, rate = _decoded(path)
+    x = x[:, 0] if x.shape[1] == 1 else x.mean(1)
+    return to_int16(x if rate == RATE else resample(x, rate, RATE))
+
+
+def read_channels(path: str | os.PathLike[str]) -> Int16[np.ndarray, "samples channels"]:
+    """As `read_wave`, with all channels.
+
+    Args:
+      path: a file.
+
+    Returns:
+      int16 samples, a column a channel.
+
+    Raises:
+      AudioError: as `read_wave`.
+
+    Example:
+      >>> import soundfile, tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     soundfile.write(f"{folder}/a.flac", np.arange(4, dtype=np.int16).reshape(2, 2), 16000)
+      ...     read_channels(f"{folder}/a.flac").tolist()
+      [[0, 1], [2, 3]]
+    """
+    x, rate = _decoded(path)
+    return to_int16(x if rate == RATE else resample(x, rate, RATE))
+
+
+def _decoded(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "samples channels"], int]:
+    """Samples of all channels, and their rate."""
     import soundfile
 
     if not Path(path).is_file():
@@ -64,11 +94,12 @@ def read_wave(path: str | os.PathLike[str]) -> Int16[np.ndarray, "samples"]:
         raise AudioError("no samples")
     if not np.isfinite(x).all():
         raise AudioError("a sample is not finite")
-    x = x[:, 0] if x.shape[1] == 1 else x.mean(1)
-    return to_int16(x if rate == RATE else resample(x, rate, RATE))
+    return x, rate
 
 
-def resample(x: Float32[np.ndarray, "samples"], rate: int, new_rate: int) -> Float32[np.ndarray, "others"]:
+def resample(
+    x: Float32[np.ndarray, "samples *channels"], rate: int, new_rate: int
+) -> Float32[np.ndarray, "others *channels"]:
     """Brings a waveform to another rate.
 
         y(n) = sum_k x(k) w(n rate / new_rate - k),    w a sinc of the narrower band under a Kaiser window
@@ -97,7 +128,7 @@ def resample(x: Float32[np.ndarray, "samples"], rate: int, new_rate: int) -> Flo
     return signal.resample_poly(x, up, down, window=_window(max(up, down))).astype(np.float32)
 
 
-def to_int16(x: Float32[np.ndarray, "samples"]) -> Int16[np.ndarray, "samples"]:
+def to_int16(x: Float32[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]:
     """Samples in [-1, 1] to 16 bits, to the nearest, clipped.
 
     Args:
