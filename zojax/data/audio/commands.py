@@ -159,9 +159,10 @@ class Commands:
         """Speaks the utterances of a split; ImportError without the package `espeakng-loader`."""
         texts = sentences()
         for number in range(getattr(self, split)):
-            yield self._utterance(split, number, texts)
+            yield self.utterance(split, number, texts)
 
-    def _utterance(self, split: str, number: int, texts: tuple[str, ...]) -> Utterance:
+    def utterance(self, split: str, number: int, texts: tuple[str, ...]) -> Utterance:
+        """One of the texts, by the voice and in the noise of utterance `number`."""
         # Raw words of a counter-based generator: numpy promises them for ever.
         key = np.array([self.seed, self.splits.index(split)], np.uint64)
         generator = np.random.Philox(key=key, counter=np.array([0, number, 0, 0], np.uint64))
