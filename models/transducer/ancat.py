@@ -172,8 +172,7 @@ class LookAhead(nn.Module):
         keys = state["seen"][:, None] - self.left - self.reach + jnp.arange(whole["key"].shape[1])
         there = (keys >= 0) & (keys < seen[:, None])
         allowed = (keys[:, None] >= place[..., None] - self.left) & (keys[:, None] <= ends[..., None])
-        y = self.attention.attend(self.norm(late), whole["key"], whole["value"], there[:, None] & allowed)
-        y = late + self.drop(y, mask)[0]
+        y = late + self.attention.attend(self.norm(late), whole["key"], whole["value"], there[:, None] & allowed)
 
         waiting = (place >= state["gone"][:, None]) & (place < seen[:, None])
         held_up = waiting & (ends >= seen[:, None]) & ~ended[:, None]

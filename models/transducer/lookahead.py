@@ -95,11 +95,11 @@ def _path(spans: Spans, lengths: Lengths, reach: int, temperature: Any) -> Float
 def _smooth(spans: Spans, lengths: Lengths, reach: int, temperature: Any) -> Float[Array, "b t"]:
     """A smooth maximum in place of that of `waits_for`, the running one included.
 
-    S(l, i) = ln(sum over k <= i and j of m_{k, j} exp(beta S(l - 1, j))) / beta,    beta = 1 / (2 temperature)
+    S(l, i) = ln(sum over k <= i and j of m_{k, j} exp(beta S(l - 1, j))) / beta,    beta = temperature^(-1/2)
 
-    A greater beta would let frames that are hardly seen decide.
+    So the maximum becomes hard as the masks do; were beta 1 / temperature, frames that are hardly seen would decide.
     """
-    beta = 0.5 / temperature
+    beta = temperature**-0.5
 
     def maximum(logs, masks, below):
         del masks
@@ -110,7 +110,7 @@ def _smooth(spans: Spans, lengths: Lengths, reach: int, temperature: Any) -> Flo
 
 
 def _walk(spans, lengths, reach, temperature, combine) -> Float[Array, "b t"]:
-    """From layer to layer: combine(ln m, m, values below), all [reach + 1, b, t]: by how far ahead the frame below is."""
+    """From layer to layer: combine(ln m, m, values below), all [reach + 1, b, t], first those of the frame itself."""
     frames, ahead = jnp.arange(spans.shape[-1]), jnp.arange(reach + 1)[:, None, None]
     last = jnp.maximum(lengths - 1, 0)[:, None]
     ends = jnp.clip(frames + ahead, 0, last[None])  # [reach + 1, b, t]

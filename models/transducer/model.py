@@ -9,6 +9,7 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from models.layers import Linear
+from models.transducer.ancat import Ancat, AncatConfig, ancat_encoder
 from models.transducer.conformer import ConformerConfig, conformer_encoder
 from models.transducer.conv_rnnt import ConvRnntConfig, conv_rnnt_encoder
 from models.transducer.decode import Decodable
@@ -23,7 +24,12 @@ __all__ = ["BLANK", "Transducer", "TransducerConfig", "decodable", "encoder", "t
 BLANK = 0
 """The blank's class, in every model here; the predictor reads it as the start."""
 
-ENCODERS = {LstmConfig: lstm_encoder, ConformerConfig: conformer_encoder, ConvRnntConfig: conv_rnnt_encoder}
+ENCODERS = {
+    LstmConfig: lstm_encoder,
+    ConformerConfig: conformer_encoder,
+    ConvRnntConfig: conv_rnnt_encoder,
+    AncatConfig: ancat_encoder,
+}
 PREDICTORS = {LstmPredictorConfig: LstmPredictor, StatelessConfig: StatelessPredictor}
 
 State = Any
@@ -34,7 +40,7 @@ class TransducerConfig:
     """A transducer (arXiv 1211.3711).
 
     Attributes:
-      encoder: an `LstmConfig`, `ConformerConfig` or `ConvRnntConfig`.
+      encoder: an `LstmConfig`, `ConformerConfig`, `ConvRnntConfig` or `AncatConfig`.
       predictor: an `LstmPredictorConfig` or `StatelessConfig`; its vocab_size is the number of classes.
       joint: width of the joiner.
       simple: whether there are the two projections that the pruned loss takes for its simple joiner.
@@ -52,7 +58,7 @@ class TransducerConfig:
       ValueError: TransducerConfig.joint is 0; it must be positive
     """
 
-    encoder: LstmConfig | ConformerConfig | ConvRnntConfig
+    encoder: LstmConfig | ConformerConfig | ConvRnntConfig | AncatConfig
     predictor: LstmPredictorConfig | StatelessConfig
     joint: int = 512
     simple: bool = False
@@ -147,6 +153,14 @@ class Transducer(nn.Module):
         y, mask = self.encoder(silence(x, mask), mask)
         return self.joiner.project_encoded(y), mask
 
+    def look(
+        self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"], temperature: Any = None
+    ) -> tuple[Float[Array, "b t2 j"], Bool[Array, "b t2"], Float[Array, "b layers t2"]]:
+        """`encode` by an encoder that chooses its look-ahead, and its spans; see `ancat.Ancat.look`."""
+        assert isinstance(self.encoder, Ancat)
+        y, mask, spans = self.encoder.look(silence(x, mask), mask, temperature)
+        return self.joiner.project_encoded(y), mask, spans
+
     def encode_step(
         self, x: Float[Array, "b c d"], mask: Bool[Array, "b c"], state: State
     ) -> tuple[Float[Array, "b c2 j"], Bool[Array, "b c2"], State]:
@@ -193,7 +207,7 @@ class Transducer(nn.Module):
         return self.acoustic(frames)
 
 
-def encoder(config: LstmConfig | ConformerConfig | ConvRnntConfig) -> Serial:
+def encoder(config: LstmConfig | ConformerConfig | ConvRnntConfig | AncatConfig) -> Serial:
     """The encoder of a configuration.
 
     Args:
@@ -225,7 +239,8 @@ def transducer(config: TransducerConfig) -> Transducer:
     """
     acoustic, words = encoder(config.encoder), PREDICTORS[type(config.predictor)](config.predictor)
     if config.fusion is not None:  # its weights stand beside those of the encoder's layers, whose names stay
-        acoustic = serial(fusion(config.fusion, name="fusion"), *acoustic.layers)
+        whole = serial(fusion(config.fusion, name="fusion"), *acoustic.layers)
+        acoustic = type(acoustic)(whole.d_in, whole.layers)
     joiner = Joiner(acoustic.d_out, words.d_out, config.joint, config.classes)
     return Transducer(acoustic, words, joiner, config.simple, config.acoustic)
 

@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.transducer.biased import bias, start_biasing
 from models.transducer.biasing import BiasingConfig
+from models.transducer.ancat import AncatConfig
 from models.transducer.joiner import join
+from models.transducer.lookahead import LookAheadLoss, waits_for
 from models.transducer.model import BLANK, TransducerConfig, transducer
 from zojax.losses.transducer import (
     TransducerSpec,
@@ -68,12 +70,16 @@ class TransducerTask:
     With `alone`, the joiner is given zeros in place of the predictor for as many steps: frames learn to say labels
     where they are heard, before a predictor can say the first word by guess at the first frame. (Ours.)
 
+    With `look_ahead`, for an encoder that chooses its look-ahead, an utterance pays for that, too. The evaluation
+    counts the exact latency.
+
     A batch is a mapping of
       `features` float [b, t, bins], or `pcm` float [b, samples] where there is a front end;
       `frame_lengths` int32 [b]: frames of the features;
       `labels` int32 [b, u] in [1, classes) (0 is the blank) and `label_lengths` int32 [b];
       `weight` float32 [b], 0 for rows that only fill a batch up;
-      `step` int32 (), for the warm-up of the pruned loss and for `alone`; without it both are over;
+      `step` int32 (), for the warm-ups of the pruned loss and of `look_ahead`, and for `alone`; without it all are
+        over;
       `catalogue`, a mapping of `models.transducer.phrases`, where there is biasing; without it nothing is biased.
     Padding, in frames or labels, may hold anything.
 
@@ -83,6 +89,7 @@ class TransducerTask:
       spec: variant of the loss; with `fast_emit` it is no loss for zeroth-order estimators (`spec.is_true_loss`).
       acoustic: weight of the acoustic loss; needs `config.acoustic`.
       alone: steps without the predictor.
+      look_ahead: what look-ahead costs; needed by an encoder of `AncatConfig`, and by no other.
       pruning: train by the pruned loss; needs `config.simple`. Evaluation is by the exact loss in any case.
       front_end: from pcm to features, whole batch at once.
       augment: (features [t, bins], frames, key) -> features, for each utterance when `loss` is given a key.
@@ -112,6 +119,7 @@ class TransducerTask:
     spec: TransducerSpec = TransducerSpec()
     acoustic: float = 0.0
     alone: int = 0
+    look_ahead: LookAheadLoss | None = None
     pruning: Pruning | None = None
     front_end: Callable[[Array], Array] | None = None
     augment: Callable[[Array, Array, Array], Array] | None = None
@@ -132,6 +140,12 @@ class TransducerTask:
             )
         if self.alone < 0:
             raise ValueError(f"TransducerTask.alone is {self.alone}; it must be 0 or more")
+        if (self.look_ahead is not None) != isinstance(self.config.encoder, AncatConfig):
+            encoder = type(self.config.encoder).__name__
+            raise ValueError(
+                f"TransducerTask.look_ahead is {self.look_ahead} with an encoder of {encoder}; one is needed with "
+                "AncatConfig, and None with another"
+            )
         bins = self.config.encoder.d_in
         for name, value in zip(("mean", "standard deviation"), self.statistics or (), strict=False):
             if jnp.shape(value) != (bins,):
@@ -176,7 +190,7 @@ class TransducerTask:
         Returns:
           (loss in nats a label, float32; the metrics of `evaluate`, of what was trained on).
         """
-        frames, lengths, symbols, labels = self._sides(params, batch, key)
+        frames, lengths, symbols, labels, spans = self._sides(params, batch, key, batch.get("step"))
         if self.alone:
             symbols = jnp.where(batch.get("step", self.alone) >= self.alone, symbols, 0)
         if self.pruning is None:
@@ -185,6 +199,10 @@ class TransducerTask:
             nats = self._pruned(params, frames, lengths, symbols, labels, batch)
         if self.acoustic:
             nats = nats + self.acoustic * self._acoustic(params, frames, lengths, labels, batch)
+        if self.look_ahead is not None:
+            assert isinstance(self.config.encoder, AncatConfig)
+            price = self.look_ahead(spans, lengths, self.config.encoder.reach, batch.get("step"))
+            nats = nats + price * jnp.maximum(jnp.asarray(batch["label_lengths"]), 1)
         metrics = self._metrics(nats, batch)
         rows = jnp.sum(jnp.asarray(batch["weight"]) > 0)
         return metrics["loss"][0] / jnp.maximum(rows, 1).astype(jnp.float32), metrics
@@ -198,10 +216,17 @@ class TransducerTask:
 
         Returns:
           {"loss": l_b over utterances, "nats_per_label": nats over labels, "impossible": share of utterances without a
-          path}, each (sum, weight), float32 scalars.
+          path}, each (sum, weight), float32 scalars. With `look_ahead` also "latency", encoder's frames that a frame
+          waits for behind its own.
         """
-        frames, lengths, symbols, labels = self._sides(params, batch, None)
-        return self._metrics(self._exact(params, frames, lengths, symbols, labels, batch), batch)
+        frames, lengths, symbols, labels, spans = self._sides(params, batch, None, None)
+        metrics = self._metrics(self._exact(params, frames, lengths, symbols, labels, batch), batch)
+        if self.look_ahead is None:
+            return metrics
+        place = jnp.arange(frames.shape[1])
+        real = (place < lengths[:, None]) & (jnp.asarray(batch["weight"]) > 0)[:, None]
+        late = jnp.where(real, waits_for(spans, lengths) - place, 0)
+        return metrics | {"latency": (jnp.sum(late, dtype=jnp.float32), jnp.sum(real, dtype=jnp.float32))}
 
     def features(self, batch: Batch) -> tuple[Float[Array, "b t bins"], Bool[Array, "b t"]]:
         """The features of a batch, by the front end where it holds pcm, and their mask.
@@ -229,8 +254,8 @@ class TransducerTask:
     def _apply(self, method: str, params: Any, *args: Any, **options: Any) -> Any:
         return transducer(self.config).apply({"params": params}, *args, method=method, **options)
 
-    def _sides(self, params, batch, key) -> tuple[Array, Array, Array, Array]:
-        """Frames with their lengths, and symbols with the labels, both of the joint width."""
+    def _sides(self, params, batch, key, step) -> tuple[Array, Array, Array, Array, Any]:
+        """Frames with their lengths, and symbols with the labels, both of the joint width; the spans of look-ahead."""
         x, mask = self.features(batch)
         rngs = {}
         if key is not None:
@@ -241,11 +266,15 @@ class TransducerTask:
         labels = jnp.asarray(batch["labels"])
         real = jnp.arange(labels.shape[1]) < jnp.asarray(batch["label_lengths"])[:, None]
         labels = jnp.where(real, labels, BLANK)
-        frames, mask = self._apply("encode", params, x, mask, rngs=rngs)
+        spans = None
+        if self.look_ahead is None:
+            frames, mask = self._apply("encode", params, x, mask, rngs=rngs)
+        else:
+            frames, mask, spans = self._apply("look", params, x, mask, self.look_ahead.temperature(step), rngs=rngs)
         symbols = self._apply("predict", params, labels, rngs=rngs)
         if self.biasing is not None and "catalogue" in batch:
             frames, symbols = bias(self.config, self.biasing, params, batch["catalogue"], frames, symbols, labels)
-        return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels
+        return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels, spans
 
     def _exact(self, params, frames, lengths: Int[Array, "b"], symbols, labels, batch) -> Float[Array, "b"]:
         counts = jnp.asarray(batch["label_lengths"])
