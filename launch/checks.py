@@ -96,6 +96,7 @@ def _check_speech(config: Config) -> None:
         raise ValueError(
             f"config.speech.channels is {tuple(speech.channels)}; four numbers with conv_rnnt, else one, are needed"
         )
+    _check_look_ahead(speech)
     for name, value, needed in (
         ("model.head", config.model.head, "zero"),
         ("data.packed_rows", config.data.packed_rows, 0),
@@ -110,6 +111,22 @@ def _check_speech(config: Config) -> None:
         raise ValueError(
             "config.train.keep_best is 'accuracy', which a transducer has not; it must be loss, wer or none"
         )
+
+
+def _check_look_ahead(speech: Config) -> None:
+    """What goes with an encoder that looks ahead."""
+    if speech.encoder == "ancat":
+        if not speech.lookahead:
+            raise ValueError("config.speech.lookahead is 0; with ancat it must be 1 or more")
+        return
+    if speech.lookahead and (speech.encoder, speech.chunk) != ("conformer", 1):
+        raise ValueError(
+            f"config.speech.lookahead is {speech.lookahead}; with encoder {speech.encoder} and chunk {speech.chunk} it "
+            "must be 0: ancat has one, and conformer with chunk 1"
+        )
+    for name in ("latency_weight", "compute_weight", "anneal"):
+        if speech[name]:
+            raise ValueError(f"config.speech.{name} is {speech[name]}; with encoder {speech.encoder} it must be 0")
 
 
 def _check_prompted(config: Config) -> None:

@@ -173,7 +173,7 @@ FIELDS: dict[str, _Field] = {
     "speech.time_masks": _integer(0),
     "speech.time_width": _integer(0),  # frames
     "speech.gain": _number(inclusive=True),  # dB by which a training utterance may be louder or softer
-    "speech.encoder": _choice("lstm", "conv_rnnt", "conformer"),
+    "speech.encoder": _choice("lstm", "conv_rnnt", "conformer", "ancat"),
     "speech.stack": _integer(1),  # frames joined to one, of lstm and conv_rnnt
     "speech.layers": _integer(1),
     "speech.width": _integer(1),  # cells of the LSTM layers, width of the Conformer's
@@ -188,6 +188,12 @@ FIELDS: dict[str, _Field] = {
     "speech.kernel": _integer(1),
     "speech.chunk": _integer(0),  # encoder frames that see one another; 0: the whole utterance, which does not stream
     "speech.left": _integer(0),  # encoder frames before the chunk that a frame sees
+    # Encoder frames by which a frame of each layer looks ahead: of conformer with chunk 1; at most so many of ancat.
+    "speech.lookahead": _integer(0),
+    "speech.latency_kind": _choice("additive", "path", "smooth"),  # of ancat, as the three that follow
+    "speech.latency_weight": _number(inclusive=True),  # nats a label that an encoder frame of latency costs
+    "speech.compute_weight": _number(inclusive=True),  # nats a label that a pair of frames ahead costs
+    "speech.anneal": _integer(0),  # steps over which masks become hard and the costs grow
     "speech.predictor": _choice("lstm", "stateless"),
     "speech.embedding": _integer(1),
     "speech.predictor_width": _integer(1),  # of lstm

@@ -10,8 +10,10 @@ import numpy as np
 
 from launch import signals
 from launch.schema import Config
+from models.transducer.ancat import AncatConfig
 from models.transducer.conformer import ConformerConfig
 from models.transducer.conv_rnnt import ConvRnntConfig
+from models.transducer.lookahead import LookAheadLoss
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig
 from models.transducer.predictor import LstmPredictorConfig, StatelessConfig
@@ -68,11 +70,31 @@ def _conformer(c: Config) -> ConformerConfig:
         kernel=c.kernel,
         chunk=c.chunk or None,
         left=c.left if c.chunk else None,
+        ahead=c.lookahead,
         dropout=c.dropout,
     )
 
 
-ENCODERS: dict[str, Callable[[Config], Any]] = {"lstm": _lstm, "conv_rnnt": _conv_rnnt, "conformer": _conformer}
+def _ancat(c: Config) -> AncatConfig:
+    return AncatConfig(
+        d_in=c.bins,
+        channels=c.channels[0],
+        width=c.width,
+        layers=c.layers,
+        heads=c.heads,
+        kernel=c.kernel,
+        left=c.left,
+        reach=c.lookahead,
+        dropout=c.dropout,
+    )
+
+
+ENCODERS: dict[str, Callable[[Config], Any]] = {
+    "lstm": _lstm,
+    "conv_rnnt": _conv_rnnt,
+    "conformer": _conformer,
+    "ancat": _ancat,
+}
 
 PREDICTORS: dict[str, Callable[[Config, int], Any]] = {
     "lstm": lambda c, classes: LstmPredictorConfig(
@@ -80,6 +102,12 @@ PREDICTORS: dict[str, Callable[[Config, int], Any]] = {
     ),
     "stateless": lambda c, classes: StatelessConfig(vocab_size=classes, embedding=c.embedding),
 }
+
+
+def _look_ahead(c: Config) -> LookAheadLoss:
+    return LookAheadLoss(
+        kind=c.latency_kind, latency=float(c.latency_weight), compute=float(c.compute_weight), warmup=c.anneal
+    )
 
 
 def model_config(config: Config, classes: int) -> TransducerConfig:
@@ -175,6 +203,7 @@ def make_task(config: Config, classes: int, statistics: tuple[np.ndarray, np.nda
         spec=TransducerSpec(fast_emit=float(c.fast_emit), delay_penalty=float(c.delay_penalty)),
         acoustic=float(c.acoustic),
         alone=c.alone,
+        look_ahead=_look_ahead(c) if c.encoder == "ancat" else None,
         pruning=Pruning(band=c.band) if c.band else None,
         front_end=signals.front_end(config, filter_bank(config)),
         augment=signals.augment(config),
