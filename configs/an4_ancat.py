@@ -27,6 +27,8 @@ ENCODERS = {
 
 def get_config(kind: str = "ancat") -> ml_collections.ConfigDict:
     """The config of one of the encoders."""
+    if kind not in ENCODERS:
+        raise ValueError(f"argument {kind!r}; one of {', '.join(ENCODERS)} is needed")
     c: Any = an4_conformer.get_config()
     c.speech.left = 64
     c.speech.update(ENCODERS[kind])

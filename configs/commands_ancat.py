@@ -41,6 +41,8 @@ ENCODERS = {
 
 def get_config(kind: str = "ancat") -> ml_collections.ConfigDict:
     """The config of one of the encoders."""
+    if kind not in ENCODERS:
+        raise ValueError(f"argument {kind!r}; one of {', '.join(ENCODERS)} is needed")
     c: Any = commands_rnnt.get_config()
     c.speech.channels = (16,)
     c.speech.layers = 4
