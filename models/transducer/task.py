@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.transducer.biased import bias, start_biasing
-from models.transducer.biasing import BiasingConfig
 from models.transducer.ancat import AncatConfig
+from models.transducer.biased import bias, bias_frames, biased_decodable, remember, start_biasing
+from models.transducer.biasing import BiasingConfig
+from models.transducer.decode import Decodable
 from models.transducer.joiner import join
 from models.transducer.lookahead import LookAheadLoss, waits_for
-from models.transducer.model import BLANK, TransducerConfig, transducer
+from models.transducer.model import BLANK, TransducerConfig, decodable, transducer
 from zojax.losses.transducer import (
     TransducerSpec,
     fused_transducer_loss,
@@ -26,6 +27,8 @@ from zojax.train.task import Metrics
 __all__ = ["Pruning", "TransducerTask"]
 
 Batch = Mapping[str, Any]
+
+MEMORIES = "memories"  # what a tree for recognition remembers of a catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,9 +202,7 @@ class TransducerTask:
             nats = self._pruned(params, frames, lengths, symbols, labels, batch)
         if self.acoustic:
             nats = nats + self.acoustic * self._acoustic(params, frames, lengths, labels, batch)
-        if self.look_ahead is not None:
-            assert isinstance(self.config.encoder, AncatConfig)
-            price = self.look_ahead(spans, lengths, self.config.encoder.reach, batch.get("step"))
+        if (price := self._price(spans, lengths, batch)) is not None:
             nats = nats + price * jnp.maximum(jnp.asarray(batch["label_lengths"]), 1)
         metrics = self._metrics(nats, batch)
         rows = jnp.sum(jnp.asarray(batch["weight"]) > 0)
@@ -251,6 +252,54 @@ class TransducerTask:
         real = mask if "weight" not in batch else mask & (jnp.asarray(batch["weight"]) > 0)[:, None]
         return jnp.where(real[..., None], x, 0), mask
 
+    def encode(self, params: Any, batch: Batch) -> tuple[Float[Array, "b t2 j"], Bool[Array, "b t2"]]:
+        """Frames of the joint width, as a search takes them, and their mask."""
+        frames, mask = self._apply("encode", params, *self.features(batch))
+        return self._led(params, frames), mask
+
+    def stream_state(self, params: Any, rows: int) -> Any:
+        """The encoder's state before the first frame of streams, and what a task keeps beside it."""
+        del params  # for tasks that keep something made of them
+        return transducer(self.config).encoder_state(rows)
+
+    def encode_step(self, params: Any, x: Array, mask: Array, state: Any) -> tuple[Array, Array, Any]:
+        """`encode` of the next frames of streams: (frames, their mask, state)."""
+        frames, mask, state = self._apply("encode_step", params, x, mask, state)
+        return self._led(params, frames), mask, state
+
+    def encode_flush(self, params: Any, state: Any) -> tuple[Array, Array]:
+        """The frames that streams still hold at their end."""
+        frames, mask = self._apply("encode_flush", params, state)
+        return self._led(params, frames), mask
+
+    def decodable(self, params: Any) -> Decodable:
+        """Predictor and joiner, for a search."""
+        if self.biasing is not None and MEMORIES in params:
+            return biased_decodable(self.config, self.biasing, params, params[MEMORIES])
+        return decodable(self.config, params)
+
+    def with_catalogue(self, params: Any, catalogue: Any) -> Any:
+        """A tree for recognition that remembers its catalogue: keys and values are made here, once.
+
+        Args:
+          params: the tree.
+          catalogue: a list for each utterance of a batch, or one for all; see `models.transducer.phrases`.
+
+        Returns:
+          A tree for `encode`, `encode_step`, `encode_flush` and `decodable`.
+
+        Raises:
+          ValueError: if the task has no biasing.
+        """
+        if self.biasing is None:
+            raise ValueError("TransducerTask.biasing is None; a catalogue needs adapters")
+        return params | {MEMORIES: remember(self.config, self.biasing, params, catalogue)}
+
+    def _led(self, params: Any, frames: Array) -> Array:
+        if self.biasing is None or MEMORIES not in params:
+            return frames
+        return bias_frames(self.config, self.biasing, params, frames, params[MEMORIES])
+
     def _apply(self, method: str, params: Any, *args: Any, **options: Any) -> Any:
         return transducer(self.config).apply({"params": params}, *args, method=method, **options)
 
@@ -275,6 +324,13 @@ class TransducerTask:
         if self.biasing is not None and "catalogue" in batch:
             frames, symbols = bias(self.config, self.biasing, params, batch["catalogue"], frames, symbols, labels)
         return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels, spans
+
+    def _price(self, spans: Any, lengths: Int[Array, "b"], batch: Batch) -> Float[Array, "b"] | None:
+        """What each utterance pays beside its labels, in nats a label."""
+        if self.look_ahead is None:
+            return None
+        assert isinstance(self.config.encoder, AncatConfig)
+        return self.look_ahead(spans, lengths, self.config.encoder.reach, batch.get("step"))
 
     def _exact(self, params, frames, lengths: Int[Array, "b"], symbols, labels, batch) -> Float[Array, "b"]:
         counts = jnp.asarray(batch["label_lengths"])
