@@ -2,9 +2,10 @@
 
     python -m launch.eval --workdir=runs/quickstart [--split=test] [--weights=last|best|base]
 
-Prints one JSON object. Of a run of speech in float it prints a table instead: word and character errors of a greedy and
-of a beam search, over whole utterances and as streams, with their times. The figures go to
-recognised_SPLIT_WEIGHTS.jsonl in the folder of the run, what was heard to heard_SPLIT_WEIGHTS.jsonl.
+Prints one JSON object. Of a run of speech it prints a table instead: word and character errors of a greedy and of a
+beam search, over whole utterances and as streams, with their times; those of the integers, where the run is on an
+accelerator. The figures go to recognised_SPLIT_WEIGHTS.jsonl in the folder of the run, what was heard to
+heard_SPLIT_WEIGHTS.jsonl.
 
     python -m launch.eval --workdir=runs/an4_rnnt [--beam=4] [--listed=WORDS] [--aligner=runs/an4_conformer:best]
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli, evaluate_speech, recognition, schema
+from launch import cli, evaluate_speech, schema
 from launch.build import build
 from launch.weights import FOLDERS, find_weights, load_weights
 from zojax import train
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         config = schema.load(workdir)
         which, split = str(values["weights"].value), str(values["split"].value)
         path = find_weights(workdir, which)
-        if config.model.name == "transducer" and config.integer.accelerator == "none":
+        if config.model.name == "transducer":
             options = {name: values[name].value or "" for name in ("listed", "aligner")}
             return evaluate_speech.run(workdir, which, split, beam=int(values["beam"].value or 0), **options)
         run = build(config, splits=tuple({"dev", split}))
@@ -43,7 +44,6 @@ def main(argv: Sequence[str]) -> int:
         return cli.WRONG
     params = load_weights(path, run)
     metrics = train.evaluate(train.make_evaluate(run.task), params, run.frozen, run.evaluation[split])
-    metrics |= recognition.metrics(config, run, params, split=split)
     print(json.dumps({"split": split, "weights": which, "step": checkpoint.load_meta(path)["step"], **metrics}))
     return 0
 

@@ -15,7 +15,8 @@ from launch.recogniser import Recogniser
 from launch.recognition import encoder_program, search
 from launch.transcribe import factor, stream
 from models.transducer.decode import decode
-from models.transducer.model import decodable, transducer
+from models.transducer.deployed import DeployedTask
+from models.transducer.model import transducer
 from zojax import train
 from zojax.data.audio.features import FilterBank
 from zojax.data.audio.waves import RATE
@@ -101,7 +102,7 @@ def can_stream(found: Recogniser) -> bool:
 
 def _whole(found: Recogniser, batches: Sequence[Any], beam: int) -> Condition:
     utterances, work, seconds, compiled = [], 0.0, 0.0, set()
-    program, model = encoder_program(found.task), decodable(found.task.config, found.params)
+    program, model = encoder_program(found.task), found.task.decodable(found.params)
     for batch in batches:
         shape, took = batch["pcm"].shape, 0.0
         for _ in range(1 if shape in compiled else 2):  # not the time to compile
@@ -270,6 +271,8 @@ def run(workdir: Path, which: str, split: str, *, beam: int = 4, listed: str = "
     aligned, words = None, frozenset()
     if aligner:
         other = recogniser.load(*weights.parse(aligner))
+        if isinstance(other.task, DeployedTask):
+            raise ValueError(f"--aligner={aligner}: it is on an accelerator; a float run is needed")
         if other.units != found.units:
             raise ValueError(f"--aligner={aligner}: its units are others than those of {workdir}")
         if list(other.config.speech.signals) != list(found.config.speech.signals):

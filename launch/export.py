@@ -22,9 +22,11 @@ from launch.build import build
 from launch.recognition import MAX_SYMBOLS, search
 from launch.weights import FOLDERS, find_weights, load_weights
 from models.transducer import integer
-from models.transducer.decode import Decodable, decode
+from models.transducer.decode import decode
+from models.transducer.deployed import deploy
 from models.transducer.integer_formats import FEATURES
-from models.transducer.integer_task import IntegerTask, search_functions
+from models.transducer.integer_task import IntegerTask
+from zojax.accelerator.emulate import Q3_12, value_of
 from zojax.data.audio.features import FilterBank
 from zojax.trees import merge
 
@@ -52,14 +54,13 @@ def main(argv: Sequence[str]) -> int:
     task, params = quantization.deployed(run.task, merge(load_weights(path, run), run.frozen))
     assert isinstance(task, IntegerTask)
     units = speech.make_units(config)
-    labels = ["", *(units.decode([label]) for label in range(1, units.size))]
-    write(out, task, params, run.evaluation["test"][0], bank=speech.filter_bank(config), labels=labels)
+    write(out, task, params, run.evaluation["test"][0], bank=speech.filter_bank(config), units=units)
     floats = 4 * sum(leaf.size for leaf in jax.tree.leaves(run.params) if leaf.dtype == jnp.float32)
     print(f"{out}: {out.stat().st_size:,} bytes, from {path}, whose floats take {floats:,}")
     return 0
 
 
-def write(out: Path, task: IntegerTask, params: Params, batch: Any, *, bank: FilterBank, labels: Sequence[str]) -> None:
+def write(out: Path, task: IntegerTask, params: Params, batch: Any, *, bank: FilterBank, units: Any) -> None:
     """Writes a task's integers, with what they make of the first utterance of a batch.
 
     Args:
@@ -68,25 +69,18 @@ def write(out: Path, task: IntegerTask, params: Params, batch: Any, *, bank: Fil
       params: leaves that know their grid.
       batch: as the task takes it.
       bank: the features.
-      labels: the text of each label.
+      units: what labels stand for.
     """
-
-    @jax.jit
-    def made(params: Params) -> integer.Network:
-        return integer.network(task.config, params, task.formats, task.accelerator, "integer")
-
-    network = made(params)
-    frames = integer.FrameInput(offset=task.formats.offset, factor=task.formats.factor, output=task.formats.input)
+    ships, integers = deploy(task, params)
+    network, frames = integers["network"], integers["frames"]
     one = {name: value[:1] for name, value in batch.items() if np.ndim(value)}
     x, mask = task.features(one)
     count = int(np.asarray(mask).sum())
     codes = FEATURES.encode(x)[:, :count]
     encode = jax.jit(lambda codes, net: integer.encode(integer.input_codes(codes, frames), net, task.accelerator)[0])
     encoded = encode(codes, network)
-    first, step, joiner = search_functions(task.accelerator)
-    model = Decodable(params=network, start=first, step=step, joiner=joiner)
     real = jnp.ones(encoded.shape[:2], bool)
-    best = decode(search(encoded.shape[1], 0), model, encoded.astype(jnp.float32) * 2.0**-12, real)
+    best = decode(search(encoded.shape[1], 0), ships.decodable(integers), value_of(encoded, Q3_12), real)
 
     @jax.jit
     def at_start(frame: jax.Array, net: integer.Network) -> jax.Array:
@@ -99,8 +93,8 @@ def write(out: Path, task: IntegerTask, params: Params, batch: Any, *, bank: Fil
         "logits": np.asarray(at_start(encoded[:, :1], network)[0, 0]),
         "labels": np.asarray(best.tokens[0, 0, : int(best.lengths[0, 0])], np.int32),
     }
-    about = {"labels": list(labels), "max_symbols": MAX_SYMBOLS}
-    exported.write(out, network, frames, task.accelerator, bank, about=about, golden=golden)
+    about = {"max_symbols": MAX_SYMBOLS}
+    exported.write(out, network, frames, task.accelerator, bank, units, about=about, golden=golden)
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -16,16 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from models.transducer import integer
-from models.transducer.decode import Decodable, Hypotheses, Search, decode_step, hypotheses, start
 from models.transducer.integer_formats import FEATURES
-from models.transducer.integer_task import search_functions
 from zojax.accelerator import Accelerator
 from zojax.accelerator.emulate import Format
 from zojax.accelerator.fixed_point import Rescale
@@ -33,7 +30,8 @@ from zojax.accelerator.linear import FullyConnected, LinearPlan
 from zojax.accelerator.lstm import Lstm, LstmPlan
 from zojax.accelerator.normalise import LayerNorm, LayerNormPlan
 from zojax.accelerator.transducer import Embedding, Joiner
-from zojax.data.audio.features import FilterBank, stream_log_mel
+from zojax.data.audio.features import FilterBank
+from zojax.data.audio.units import CharacterUnits, PieceUnits
 
 FORMAT = 1
 
@@ -68,7 +66,8 @@ class Exported(NamedTuple):
       frames: the map from feature codes to the encoder's input.
       accelerator: whose arithmetic.
       bank: the features, of which the codes are taken.
-      about: everything else: "labels", "max_symbols", "golden" and what else was written.
+      units: what labels stand for.
+      about: everything else: "labels", the text of each, and "max_symbols".
       tensors: golden activations by name.
     """
 
@@ -76,6 +75,7 @@ class Exported(NamedTuple):
     frames: integer.FrameInput
     accelerator: Accelerator
     bank: FilterBank
+    units: CharacterUnits | PieceUnits
     about: dict[str, Any]
     tensors: dict[str, np.ndarray]
 
@@ -116,6 +116,7 @@ def write(
     frames: integer.FrameInput,
     accelerator: Accelerator,
     bank: FilterBank,
+    units: CharacterUnits | PieceUnits,
     *,
     about: Mapping[str, Any],
     golden: Mapping[str, np.ndarray],
@@ -128,12 +129,16 @@ def write(
       frames: the map from feature codes to the encoder's input.
       accelerator: whose arithmetic.
       bank: the features.
+      units: what labels stand for.
       about: what else is said of it, as JSON.
       golden: activations of an utterance by name, integers.
     """
     tensors = {f"golden/{name}": np.ascontiguousarray(value) for name, value in golden.items()}
+    if isinstance(units, PieceUnits):
+        tensors["units"] = np.frombuffer(units.model, np.uint8)
     model = {
         "format": FORMAT,
+        "labels": ["", *(units.decode([label]) for label in range(1, units.size))],
         "accelerator": dataclasses.asdict(accelerator) | {"lacks": sorted(accelerator.lacks)},
         "features": dataclasses.asdict(bank) | {"scale": float(FEATURES.scale)},
         "frames": _described(frames, "frames", tensors),
@@ -191,7 +196,11 @@ def read(path: Path) -> Exported:
     features = {name: value for name, value in model.pop("features").items() if name != "scale"}
     network, frames = (_made(model.pop(name), tensors) for name in ("network", "frames"))
     golden = {name.removeprefix("golden/"): value for name, value in tensors.items() if name.startswith("golden/")}
-    return Exported(network, frames, accelerator, FilterBank(**features), model, golden)
+    if "units" in tensors:
+        units = PieceUnits(model=tensors["units"].tobytes())
+    else:
+        units = CharacterUnits(characters="".join(model["labels"]))
+    return Exported(network, frames, accelerator, FilterBank(**features), units, model, golden)
 
 
 def _made(node: Any, tensors: Mapping[str, np.ndarray]) -> Any:
@@ -204,68 +213,3 @@ def _made(node: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     if "tensor" in node:
         return jnp.asarray(tensors[node["tensor"]])
     return jnp.asarray(tensors[node["table"]][unpack(tensors[node["indices"]], node["bits"], tuple(node["shape"]))])
-
-
-class IntegerStream:
-    """One utterance that is heard piece by piece, in integers from the features on.
-
-    Args:
-      model: what a file holds.
-      search: how frames are searched, with room for all labels of the utterance.
-
-    Example:
-      >>> IntegerStream.push.__doc__.splitlines()[0]
-      'Takes the next samples, int16, any number.'
-    """
-
-    def __init__(self, model: Exported, search: Search):
-        self._model, self._search = model, search
-        first, step, joiner = search_functions(model.accelerator)
-        self._decodable = Decodable(params=model.network, start=first, step=step, joiner=joiner)
-        self._carry = None
-        self._codes = np.zeros((1, 0, model.bank.bins), np.int16)
-        self._encoder = integer.encoder_state(model.network, 1)
-        self._state = start(search, self._decodable, 1)
-        self._encode = jax.jit(
-            lambda codes, state: integer.encode(
-                integer.input_codes(codes, model.frames), model.network, model.accelerator, state
-            )
-        )
-
-    def push(self, pcm: np.ndarray) -> None:
-        """Takes the next samples, int16, any number."""
-        signal = jnp.asarray(pcm, jnp.float32)[None] / 32768
-        features, self._carry = stream_log_mel(self._carry, signal, self._model.bank)
-        self.push_codes(np.asarray(FEATURES.encode(features)))
-
-    def push_codes(self, codes: np.ndarray) -> None:
-        """Takes the codes of the next frames, [1, frames, bins]."""
-        self._codes = np.concatenate([self._codes, codes], axis=1)
-        stack = self._model.network.stack
-        while self._codes.shape[1] >= stack:
-            frames, self._encoder = self._encode(self._codes[:, :stack], self._encoder)
-            self._codes = self._codes[:, stack:]
-            encoded = frames.astype(jnp.float32) * 2.0**-12
-            mask = jnp.ones(encoded.shape[:2], bool)
-            self._state = decode_step(self._search, self._decodable, encoded, mask, self._state)
-
-    def found(self) -> Hypotheses:
-        """What has been found so far, best first."""
-        return hypotheses(self._state)
-
-
-def load_exported(path: Path, search: Search) -> IntegerStream:
-    """A stream that hears an utterance with the transducer in a file.
-
-    Args:
-      path: the file, of `launch.export`.
-      search: how frames are searched.
-
-    Returns:
-      The stream.
-
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is no such file.
-    """
-    return IntegerStream(read(path), search)

@@ -5,16 +5,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from launch import schema, speech, weights
+from launch import recognition, schema, signals, speech, weights
+from launch.build import build
+from launch.exported import Exported
 from launch.methods import make_method
 from launch.schema import Config
+from models.transducer.deployed import DeployedTask, config_of
 from models.transducer.task import TransducerTask
 from zojax.data.audio.features import FilterBank
 from zojax.data.audio.units import Units
 from zojax.train import checkpoint
 from zojax.trees import merge, split
 
-__all__ = ["Recogniser", "load"]
+__all__ = ["Recogniser", "load", "of_export"]
 
 Params = Any
 
@@ -23,9 +26,9 @@ class Recogniser(NamedTuple):
     """What recognises.
 
     Attributes:
-      config: of the run.
+      config: of the run; None: it is an export.
       task: the transducer.
-      params: all of its weights.
+      params: all of its weights; on an accelerator its integers.
       units: what labels stand for.
       bank: the features.
     """
@@ -36,9 +39,23 @@ class Recogniser(NamedTuple):
     units: Units
     bank: FilterBank
 
+    @property
+    def signals(self) -> tuple[int, ...]:
+        """The signals that are heard; none where an utterance is one."""
+        return () if self.config is None else tuple(self.config.speech.signals)
+
+
+def of_export(held: Exported) -> Recogniser:
+    """What recognises with the integers of a file of `launch.export`."""
+    task = DeployedTask(config=config_of(held.network), accelerator=held.accelerator, front_end=signals.one(held.bank))
+    return Recogniser(None, task, {"network": held.network, "frames": held.frames}, held.units, held.bank)
+
 
 def load(workdir: Path, which: str) -> Recogniser:
     """Reads a run of speech. What it kept frozen is that of the run which its config starts from.
+
+    A run on an accelerator is built as it was for its training: its formats are ranges over the training data, which it
+    needs for that.
 
     Args:
       workdir: folder of the run.
@@ -54,13 +71,14 @@ def load(workdir: Path, which: str) -> Recogniser:
     config = schema.load(workdir)
     if config.model.name != "transducer":
         raise ValueError(f"workdir: {workdir} holds a run with config.model.name={config.model.name!r}, not transducer")
-    for name, value, needed in (
-        ("adapter.rank", config.adapter.rank, 0),
-        ("integer.accelerator", config.integer.accelerator, "none"),
-    ):
-        if value != needed:
-            raise ValueError(f"workdir: {workdir} holds a run with config.{name}={value!r}; {needed!r} is needed")
+    if config.adapter.rank:
+        raise ValueError(f"workdir: {workdir} holds a run with config.adapter.rank={config.adapter.rank}; 0 is needed")
     units = speech.load_units(workdir)
+    if config.integer.accelerator != "none":
+        path = weights.find_weights(workdir, which)
+        run = build(config, splits=("dev",))
+        task, params = recognition.deployed(run.task, merge(weights.load_weights(path, run), run.frozen))
+        return Recogniser(config, task, params, units, speech.filter_bank(config))
     task, key = speech.make_task(config, units.size), jax.random.key(config.seed)
     trainable, frozen = split(jax.eval_shape(task.init, key), tuple(config.trainable))
     if jax.tree.leaves(frozen):

@@ -11,10 +11,9 @@ import numpy as np
 
 from launch import quantization, speech
 from launch.schema import Config
-from models.transducer import integer_task
 from models.transducer.decode import Decodable, ExpansionBeam, Greedy, Hypotheses, Search, decode
+from models.transducer.deployed import deploy
 from models.transducer.integer_task import IntegerTask
-from models.transducer.model import decodable, transducer
 from models.transducer.task import TransducerTask
 from zojax import train
 from zojax.data.audio.units import Units
@@ -77,19 +76,23 @@ def best_labels(found: Hypotheses) -> list[np.ndarray]:
 
 def _programs(task: train.Task, params: Params) -> tuple[Callable[[Any], Any], Decodable]:
     """What encodes a batch, and predictor and joiner: in integers, where the task is on an accelerator."""
+    found, params = deployed(task, params)
+    return functools.partial(encoder_program(found), params), found.decodable(params)
+
+
+def deployed(task: train.Task, params: Params) -> tuple[TransducerTask, Params]:
+    """The task and the weights that recognise: the integers themselves, where the task is on an accelerator."""
     task, params = quantization.deployed(task, params)
     if isinstance(task, IntegerTask):
-        made = integer_task.recogniser(task)
-        return functools.partial(made.encode, params), made.decodable(params)
+        task, params = deploy(task, params)
     assert isinstance(task, TransducerTask)
-    return functools.partial(encoder_program(task), params), decodable(task.config, params)
+    return task, params
 
 
 @functools.lru_cache(maxsize=8)
 def encoder_program(task: TransducerTask) -> Callable[[Params, Any], Any]:
     """The program that encodes a batch: one for all evaluations of a run."""
-    model = transducer(task.config)
-    return jax.jit(lambda params, batch: model.apply({"params": params}, *task.features(batch), method="encode"))
+    return jax.jit(task.encode)
 
 
 def errors(*arguments: Any, **options: Any) -> Errors:

@@ -31,6 +31,7 @@ __all__ = [
     "fusion_config",
     "in_rooms",
     "lengths",
+    "one",
     "rows",
     "shape",
     "share",
@@ -90,7 +91,12 @@ def shape(config: Config) -> tuple[int, ...]:
 
 def front_end(config: Config, bank: FilterBank) -> Callable[[jax.Array], jax.Array]:
     """From int16 samples [b, samples], or [b, samples, signals] of a fusion, to the frames that the model takes."""
-    return partial(_several if config.speech.fusion != "none" else _one, bank)
+    return partial(_several, bank) if config.speech.fusion != "none" else one(bank)
+
+
+def one(bank: FilterBank) -> Callable[[jax.Array], jax.Array]:
+    """From int16 samples [b, samples] to frames."""
+    return partial(_one, bank)
 
 
 def _one(bank: FilterBank, pcm: jax.Array) -> jax.Array:
@@ -166,19 +172,25 @@ class Array(NamedTuple):
     missing: tuple[int, ...] = ()
 
     @classmethod
-    def parse(cls, config: Config, *, microphones: str, look: str, missing: str) -> "Array":
-        """The array of flags: places and a direction as "X,Y,Z X,Y,Z ..." and "X,Y,Z", signals as "0,2".
+    def parse(cls, own: Sequence[int], *, microphones: str, look: str, missing: str) -> "Array":
+        """The array of flags.
+
+        Args:
+          own: signals of the run.
+          microphones: places, as "X,Y,Z X,Y,Z ...", or nothing.
+          look: direction, as "X,Y,Z", or nothing.
+          missing: signals, as "0,2", or nothing.
 
         Raises:
           ValueError: if a flag is malformed, stands alone, or does not go with the run.
         """
         if not microphones + look + missing:
             return cls()
-        if not config.speech.signals:
+        if not own:
             raise ValueError(f"--microphones={microphones}, --look={look}, --missing={missing}: the run has one signal")
         if bool(microphones) != bool(look):
             raise ValueError(f"--microphones={microphones}, --look={look}: both or none are needed")
-        count = len(config.speech.signals)
+        count = len(own)
         gone = _numbers("missing", missing, int) if missing else []
         if gone and (count < 2 or not set(gone) < set(range(count))):
             raise ValueError(f"--missing={missing}: some of a fusion's signals 0 to {count - 1}, not all, are needed")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from models.transducer.decode import Hypotheses, Search, decode_step, hypotheses, start
-from models.transducer.model import decodable, transducer
+from models.transducer.model import transducer
 from models.transducer.task import TransducerTask
 from zojax.data.audio.features import FilterBank, num_frames
 
@@ -117,7 +117,6 @@ class Stream:
 @functools.lru_cache(maxsize=16)
 def _programs(task: TransducerTask, search: Search) -> tuple[Callable, Callable, Callable]:
     """(work on a piece, end, the first state): each compiled once for all streams of so many rows."""
-    model = transducer(task.config)
     if task.front_end is None:
         raise ValueError("task.front_end is None; a stream of samples needs one")
     front_end = task.front_end
@@ -125,17 +124,17 @@ def _programs(task: TransducerTask, search: Search) -> tuple[Callable, Callable,
     @functools.partial(jax.jit, donate_argnums=3)
     def advance(params, pcm, mask, state):
         x = front_end(pcm)
-        frames, mask, encoder = model.apply({"params": params}, x, mask, state[0], method="encode_step")  # type: ignore[misc]
-        return encoder, decode_step(search, decodable(task.config, params), frames, mask, state[1])
+        frames, mask, encoder = task.encode_step(params, x, mask, state[0])
+        return encoder, decode_step(search, task.decodable(params), frames, mask, state[1])
 
     @jax.jit
     def flush(params, state):
-        frames, mask = model.apply({"params": params}, state[0], method="encode_flush")
-        return state[0], decode_step(search, decodable(task.config, params), frames, mask, state[1])
+        frames, mask = task.encode_flush(params, state[0])
+        return state[0], decode_step(search, task.decodable(params), frames, mask, state[1])
 
     def first(params, rows):
-        searching = start(search, decodable(task.config, params), rows)
+        searching = start(search, task.decodable(params), rows)
         # In buffers of their own: a state is donated to the step behind it.
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), (model.encoder_state(rows), searching))
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), (task.stream_state(params, rows), searching))
 
     return advance, flush, first

@@ -1,10 +1,12 @@
 """Writes down what is said in sound files, by a run of speech.
 
     python -m launch.transcribe FILE... --workdir=runs/commands_rnnt [--stream] [--beam=4] [--weights=best|last|base]
+    python -m launch.transcribe FILE... --export=an4.safetensors [--stream] [--beam=4]
     python -m launch.transcribe FILE... --workdir=runs/commands_fusion [--missing=1] \
         [--microphones="-0.05,-0.05,0 -0.05,0.05,0 0.05,-0.05,0 0.05,0.05,0" --look=1,0,0]
 
-Prints a line for each file, "NAME<tab>TEXT". With --stream a file is heard as if it were just being spoken: a line
+Prints a line for each file, "NAME<tab>TEXT". A run for an accelerator is heard with its integers, as is the file of
+`launch.export`, which needs neither run nor data. With --stream a file is heard as if it were just being spoken: a line
 "<tab>SECONDS<tab>TEXT" for each change of the text on the way, and at the end the real-time factor (seconds of work
 for a second of sound) and the emission latency, from the end of the frame that a label was recognised at to the moment
 when it was there. In place of a file "test:0" may stand, an utterance of the run's own data; what was said comes with
@@ -25,13 +27,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, recogniser, signals, speech
+from launch import cli, exported, recogniser, signals, speech
 from launch.recogniser import Recogniser
 from launch.recognition import best_labels, encoder_program, search
 from launch.streams import Stream, piece_frames
 from launch.weights import FOLDERS
 from models.transducer.decode import decode
-from models.transducer.model import decodable, transducer
+from models.transducer.model import transducer
 from zojax.data.audio import prepared
 from zojax.data.audio.features import num_frames
 from zojax.data.audio.waves import RATE, AudioError, read_wave
@@ -68,11 +70,15 @@ def main(argv: Sequence[str]) -> int:
     files = [argument for argument in argv[1:] if not argument.startswith("-")]
     try:
         values = cli.parse([argument for argument in argv if argument not in files], __doc__ or "", _define)
-        if not values["workdir"].value or not files:
-            raise ValueError("--workdir=RUN and one FILE or more are needed")
-        found = recogniser.load(Path(values["workdir"].value), str(values["weights"].value))
+        workdir, export = (values[name].value or "" for name in ("workdir", "export"))
+        if bool(workdir) == bool(export) or not files:
+            raise ValueError("--workdir=RUN or --export=FILE, and one FILE or more to hear, are needed")
+        if export:
+            found = recogniser.of_export(exported.read(Path(export)))
+        else:
+            found = recogniser.load(Path(workdir), str(values["weights"].value))
         beam, streams = int(values["beam"].value or 0), bool(values["stream"].value)
-        array = signals.Array.parse(found.config, **{name: values[name].value or "" for name in ARRAY})
+        array = signals.Array.parse(found.signals, **{name: values[name].value or "" for name in ARRAY})
         if streams:
             _ = transducer(found.task.config).encoder_state(1)  # says why, where an encoder does not stream
     except (ValueError, FileNotFoundError) as error:
@@ -115,7 +121,9 @@ def read(found: Recogniser, name: str, array: signals.Array) -> tuple[np.ndarray
     """
     own = re.fullmatch(r"(\w+):(\d+)", name)
     if own is None or Path(name).exists():
-        return (array.read(found.config, name) if found.config.speech.signals else read_wave(name)), None
+        return (array.read(found.config, name) if found.signals else read_wave(name)), None
+    if found.config is None:
+        raise LookupError("no such file, and an export has no data of its own")
     split, number = own[1], int(own[2])
     try:
         one = prepared.load(speech.source(found.config), split)[number]
@@ -140,7 +148,7 @@ def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:
     padded[0, : len(pcm)] = pcm
     batch = {"pcm": padded, "frame_lengths": np.array([frames])}
     encoded, mask = encoder_program(found.task)(found.params, batch)
-    best = decode(search(encoded.shape[1], beam), decodable(found.task.config, found.params), encoded, mask)
+    best = decode(search(encoded.shape[1], beam), found.task.decodable(found.params), encoded, mask)
     return found.units.decode(best_labels(best)[0])
 
 
@@ -215,6 +223,7 @@ def _warm(found: Recogniser, how, several: tuple[int, ...]) -> None:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("export", None, "file of an integer transducer, in place of a run", flag_values=values)
     flags.DEFINE_enum("weights", "best", [*FOLDERS], "which weights", flag_values=values)
     flags.DEFINE_bool("stream", False, "hear the files as they would be spoken", flag_values=values)
     flags.DEFINE_integer("beam", 0, "hypotheses; 0: greedy search", lower_bound=0, flag_values=values)

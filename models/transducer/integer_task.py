@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.transducer.decode import Decodable
 from models.transducer.integer import (
     Network,
     encode,
@@ -30,7 +29,7 @@ from zojax.accelerator.emulate import Q3_12, Mode, quantise, value_of
 from zojax.losses.transducer import fused_transducer_loss
 from zojax.train.task import Metrics
 
-__all__ = ["IntegerTask", "Recogniser", "calibrate", "recogniser", "search_functions"]
+__all__ = ["IntegerTask", "calibrate", "search_functions"]
 
 Params = Any
 
@@ -136,46 +135,6 @@ def _joined(formats: Formats, accelerator: Accelerator, mode: Mode) -> Callable[
         return value_of(logits, formats.logits)
 
     return joined
-
-
-class Recogniser(NamedTuple):
-    """What recognises speech in integers.
-
-    Attributes:
-      encode: (params, batch) -> (frames, their mask).
-      decodable: params -> predictor and joiner for a search.
-
-    What passes between them, and the logits, are floats in which the codes are held exactly: searches take floats.
-    """
-
-    encode: Callable[[Params, Batch], tuple[Array, Array]]
-    decodable: Callable[[Params], Decodable]
-
-
-@functools.lru_cache(maxsize=8)
-def recogniser(task: IntegerTask) -> Recogniser:
-    """The programs that recognise speech with a task's integers: one of each for all evaluations of a run.
-
-    Args:
-      task: the transducer.
-
-    Returns:
-      The programs.
-    """
-    start, step, joiner = search_functions(task.accelerator)
-
-    @jax.jit
-    def made(params: Params) -> Network:
-        return network(task.config, params, task.formats, task.accelerator, "integer")
-
-    @jax.jit
-    def encoded(params: Params, batch: Batch) -> tuple[Array, Array]:
-        net = network(task.config, params, task.formats, task.accelerator, "integer")
-        x, mask = task.features(batch)
-        frames, _ = encode(frame_input(x, task.formats, "integer"), net, task.accelerator)
-        return value_of(frames, Q3_12), mask[:, net.stack - 1 :: net.stack]
-
-    return Recogniser(encoded, lambda params: Decodable(params=made(params), start=start, step=step, joiner=joiner))
 
 
 @functools.lru_cache(maxsize=16)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from launch import export, exported, interpreter
+from launch import export, exported, interpreter, recogniser
 from launch.recognition import search
+from models.transducer.decode import decode
 from tests.models.transducer.test_integer import RULES, Case, case  # noqa: F401 (a fixture)
 from zojax import quant
 from zojax.data.audio.features import FilterBank
+from zojax.data.audio.units import CharacterUnits, PieceUnits
 from zojax.quant.general import general, initial_centroids
 from zojax.quant.tables import Depth
 
@@ -23,7 +25,8 @@ def file(case: Case, tmp_path_factory) -> Path:  # noqa: F811
     path = tmp_path_factory.mktemp("export") / "model.safetensors"
     z = initial_centroids(case.params, RULES, (Depth(pattern="joiner", bits=2), Depth(pattern="", bits=8)))
     params = jax.jit(lambda params: general(params, z, RULES))(case.params)
-    export.write(path, case.on("integer"), params, case.batch, bank=FilterBank(bins=4), labels=["", *"abcd"])
+    units = CharacterUnits(characters="abcd")
+    export.write(path, case.on("integer"), params, case.batch, bank=FilterBank(bins=4), units=units)
     return path
 
 
@@ -63,14 +66,29 @@ def test_what_is_read_is_what_was_written(file, case):  # noqa: F811
     model = exported.read(file)
     assert model.accelerator == case.accelerator
     assert model.about["labels"] == ["", "a", "b", "c", "d"]
-    golden = model.tensors
-    stream = exported.IntegerStream(model, search(len(golden["frames"]), 0))
-    for first, last in ((0, 1), (1, 7), (7, 12)):  # chunks of any size
-        stream.push_codes(golden["features"][None, first:last])
-    best = stream.found()
+    assert model.units == CharacterUnits(characters="abcd")
+    golden, found = model.tensors, recogniser.of_export(model)
+    batch = {"features": golden["features"][None] / 512.0, "frame_lengths": np.array([12])}
+    frames, mask = jax.jit(found.task.encode)(found.params, batch)
+    np.testing.assert_array_equal(frames[0] * 4096, golden["frames"])
+    best = decode(search(len(golden["frames"]), 0), found.task.decodable(found.params), frames, mask)
     assert best.tokens[0, 0, : int(best.lengths[0, 0])].tolist() == golden["labels"].tolist()
     whole = quant.straight_through(case.params, RULES)["encoder"]["lstm"]["lstm_0"]["input"].quantized
     np.testing.assert_array_equal(model.network.encoder[0].lstm.input, whole.qvalue)
+
+
+def test_word_pieces_are_in_the_file(file, tmp_path):
+    model, path = exported.read(file), tmp_path / "pieces.safetensors"
+    pieces = PieceUnits.train(["turn the light on", "turn the light off"] * 9, size=16)
+    rest = model.network, model.frames, model.accelerator, model.bank, pieces
+    exported.write(path, *rest, about={"max_symbols": 5}, golden={})
+    again = exported.read(path)
+    assert again.units == pieces
+    assert again.about == {
+        "format": exported.FORMAT,
+        "labels": ["", *(pieces.decode([n]) for n in range(1, 17))],
+        "max_symbols": 5,
+    }
 
 
 def test_the_interpreter_stands_alone():

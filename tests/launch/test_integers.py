@@ -14,7 +14,8 @@ from launch import train as train_program
 from launch.build import build
 from launch.integers import rules
 from models.transducer.decode import decode
-from models.transducer.integer_task import IntegerTask, recogniser
+from models.transducer.deployed import deploy
+from models.transducer.integer_task import IntegerTask
 from tests.launch.test_speech import corpus, fields  # noqa: F401 (fixtures)
 from zojax import quant
 from zojax.quant import cosine
@@ -107,10 +108,11 @@ def test_the_text_is_that_of_the_integers(start):
     assert isinstance(made.task, quantization.QuantisedTask)
     task = made.task.task
     assert isinstance(task, IntegerTask)
-    programs, quantized, want = recogniser(task), quant.quantize_tree(plain, rules()), []
+    programs, integers = deploy(task, quant.quantize_tree(plain, rules()))
+    encode, want = jax.jit(programs.encode), []
     for batch in batches:
-        frames, mask = programs.encode(quantized, batch)
-        best = decode(recognition.search(frames.shape[1], 0), programs.decodable(quantized), frames, mask)
+        frames, mask = encode(integers, batch)
+        best = decode(recognition.search(frames.shape[1], 0), programs.decodable(integers), frames, mask)
         heard = recognition.best_labels(best)
         want += [letters.decode(heard[row]) for row in np.flatnonzero(batch["weight"] > 0)]
     assert found == want

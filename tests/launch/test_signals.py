@@ -196,7 +196,7 @@ def test_files_of_several_channels(trained, found, fields, tmp_path, capsys):  #
     gone[:, [0, 2]] = 0
     texts = heard(str(tmp_path / "three.flac"), "test:0", "--missing=0,2")
     assert texts == [transcribe_program.transcribe(found, gone)] * 2
-    array = signals.Array.parse(found.config, microphones="0,0,0 0.1,0,0", look="1,0,0", missing="")
+    array = signals.Array.parse(found.signals, microphones="0,0,0 0.1,0,0", look="1,0,0", missing="")
     assert array.read(found.config, str(tmp_path / "two.flac")).shape == pcm.shape
     for options, message in (
         (["--missing=3"], "--missing=3: some of a fusion's signals 0 to 2"),
@@ -216,7 +216,7 @@ def test_recordings_of_a_real_array(trained, found, zojax_data):
     """Four microphones at the places that the recordings' delays tell; the beam goes where their names say."""
     places = "-0.05,-0.05,0 -0.05,0.05,0 0.05,-0.05,0 0.05,0.05,0"
     name = "speech_-0.82918_0.55279_-0.082918"
-    array = signals.Array.parse(found.config, microphones=places, look=",".join(name.split("_")[1:]), missing="")
+    array = signals.Array.parse(found.signals, microphones=places, look=",".join(name.split("_")[1:]), missing="")
     x = array.read(found.config, str(zojax_data / "speech" / "multichannel" / f"{name}.flac"))
     recorded, _ = soundfile.read(zojax_data / "speech" / "multichannel" / f"{name}.flac", dtype="int16")
     assert x.shape == (len(recorded), 3)

@@ -10,8 +10,9 @@ import pytest
 
 from models.transducer import integer
 from models.transducer.decode import Greedy, decode
+from models.transducer.deployed import config_of, deploy
 from models.transducer.integer_formats import FEATURES, check_integer, widen
-from models.transducer.integer_task import IntegerTask, calibrate, recogniser
+from models.transducer.integer_task import IntegerTask, calibrate
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig, transducer
 from models.transducer.predictor import LstmPredictorConfig, StatelessConfig
@@ -183,9 +184,9 @@ def test_greedy_search_takes_the_greatest_code(case):
     if case.accelerator is NARROW:
         pytest.skip("one preset is enough: the search knows none")
     task, params = case.on("integer"), quant.quantize_tree(case.params, RULES)
-    made = recogniser(task)
-    frames, mask = made.encode(params, case.batch)
-    model = made.decodable(params)
+    made, integers = deploy(task, params)
+    frames, mask = jax.jit(made.encode)(integers, case.batch)
+    model = made.decodable(integers)
     best = decode(Greedy(max_labels=12, max_symbols=2), model, frames, mask)
     net, found = case.network("integer"), []
     row = 1
@@ -201,6 +202,34 @@ def test_greedy_search_takes_the_greatest_code(case):
             symbols, state = predict(jnp.int32(label), state)
     count = int(best.lengths[row, 0])
     assert best.tokens[row, 0, :count].tolist() == found
+
+
+def test_what_ships_is_the_task(case):
+    """The integers alone, without weights and formats, have its loss and its frames, whole and in any chunks."""
+    task, params = case.on("integer"), quant.quantize_tree(case.params, RULES)
+    made, integers = deploy(task, params)
+    assert deploy(task, params)[0] is made
+    assert config_of(integers["network"]) == dataclasses.replace(case.config, acoustic=False)
+    if case.accelerator is NARROW:
+        pytest.skip("one preset is enough for the rest, which knows none")
+    got, want = (jax.jit(t.evaluate)(p, case.batch) for t, p in ((made, integers), (task, params)))
+    for name, (total, weight) in want.items():
+        # The same integers; the lattice of floats in another program.
+        np.testing.assert_allclose(got[name], (total, weight), rtol=2e-6)
+    x, mask = case.task.features(case.batch)
+    frames, real = jax.jit(made.encode)(integers, case.batch)
+    heard = np.asarray(real) & (np.asarray(case.batch["weight"]) > 0)[:, None]
+    codes = np.asarray(outputs(case, "integer")["frames"], np.float32)
+    np.testing.assert_array_equal(np.asarray(frames)[heard], 2.0**-12 * codes[heard])
+    state, step, parts = made.stream_state(integers, 3), jax.jit(made.encode_step), []
+    for at in (0, 4, 8):
+        *part, state = step(integers, x[:, at : at + 4], mask[:, at : at + 4], state)
+        parts.append(part)
+    parts.append(made.encode_flush(integers, state))
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in parts], 1), frames)
+    np.testing.assert_array_equal(np.concatenate([part for _, part in parts], 1), real)
+    with pytest.raises(ValueError, match="nothing to begin with"):
+        made.init(jax.random.key(0))
 
 
 def test_ranges_leave_padding_out(case):
