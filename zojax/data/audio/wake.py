@@ -157,7 +157,7 @@ class WakeWords:
     Example:
       >>> one = next(WakeWords(seed=0).utterances("dev"))
       >>> one["id"], one["text"]
-      ('dev-00000@2126-8244', 'aurora ask fapaka to come')
+      ('dev-00000@2126-8244', 'aurora send a message to fapaka')
     """
 
     seed: int
@@ -209,7 +209,7 @@ class WakeWords:
             return items[draw(0, len(items) - 1)]
 
         lead, word, kind = choose(("", choose(LEADS))), choose(wake_words(split)), draw(1, 5)
-        asked = choose((*ASKED, *ASKED, "")).format(choose(names(split)), choose(names(split)))
+        asked = choose((*ASKED, "", "")).format(choose(names(split)), choose(names(split)))
         word = word if kind <= 3 else choose(("", choose(_similar(split)[word])))
         texts = [text for text in (lead, word, asked or choose(sentences())) if text]
         voice = Voice(
