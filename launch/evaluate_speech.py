@@ -286,9 +286,9 @@ def run(workdir: Path, which: str, split: str, *, beam: int = 4, listed: str = "
     except RuntimeError as error:
         cli.complain("eval", error)
         return cli.FAILED
-    loss = train.evaluate(
-        train.make_evaluate(found.task), found.params, jax.tree.map(lambda _: None, found.params), batches
-    )
+    # Not by `make_evaluate`, which puts two trees of weights together: these may be integers.
+    judge = jax.jit(lambda params, _, batch: found.task.evaluate(params, batch))
+    loss = train.evaluate(judge, found.params, {}, batches)
     records = [record(found, row, listed=words, aligned=aligned, steered=steered) | loss for row in rows]
     save(workdir, f"heard_{split}_{which}.jsonl", rows, steered)
     lines = [json.dumps({"split": split, "weights": which, **one}) + "\n" for one in records]

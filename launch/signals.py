@@ -152,9 +152,8 @@ def steering(found: prepared.Source, ids: Sequence[str]) -> list[bool]:
 
 def share(params: Mapping[str, Any]) -> tuple[int, int]:
     """Weights of the fusion, and of the whole model."""
-    of_fusion, of_all = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params["encoder"].get("fusion", {}), params)
-    )
+    trees = params.get("encoder", {}).get("fusion", {}), params
+    of_fusion, of_all = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
     return of_fusion, of_all
 
 
