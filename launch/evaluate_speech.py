@@ -11,6 +11,7 @@ import numpy as np
 
 from launch import cli, recogniser, signals, speech, weights
 from launch.endpoints import Aligner, emission_delays, speech_bounds
+from launch.latency import frame_latencies
 from launch.recogniser import Recogniser
 from launch.recognition import encoder_program, search
 from launch.transcribe import factor, stream
@@ -36,6 +37,7 @@ class Utterance(NamedTuple):
       heard: what was recognised.
       labels: the labels of that.
       times: seconds from the start of the sound to where the encoder has heard what each label needs.
+      waits: seconds that each encoder frame waits for others; see `latency.frame_latencies`.
     """
 
     id: int
@@ -44,6 +46,7 @@ class Utterance(NamedTuple):
     heard: str
     labels: np.ndarray
     times: np.ndarray
+    waits: np.ndarray
 
 
 class Condition(NamedTuple):
@@ -55,6 +58,8 @@ class Condition(NamedTuple):
       utterances: what was recognised.
       factor: real-time factor: seconds of work for a second of sound.
       rest: mean seconds from the end of a streamed sound to its last label, work included; 0 of whole ones.
+      frame: mean seconds from the end of an encoder's frame to where it came out of a stream, work included; 0 of whole
+        ones.
     """
 
     search: str
@@ -62,6 +67,7 @@ class Condition(NamedTuple):
     utterances: list[Utterance]
     factor: float
     rest: float
+    frame: float
 
 
 def conditions(found: Recogniser, batches: Sequence[Any], beam: int) -> list[Condition]:
@@ -112,25 +118,29 @@ def _whole(found: Recogniser, batches: Sequence[Any], beam: int) -> Condition:
             took = time.perf_counter() - began
         compiled.add(shape)
         work += took
+        waits = frame_latencies(found, batch)
         for row in np.flatnonzero(batch["weight"] > 0):
             count = int(best.lengths[row, 0])
             pcm = batch["pcm"][row, : _samples(int(batch["frame_lengths"][row]), found.bank)]
             said = found.units.decode(batch["labels"][row, : batch["label_lengths"][row]])
             labels, at = best.tokens[row, 0, :count], best.frames[row, 0, :count]
             heard = found.units.decode(labels)
-            utterances.append(Utterance(int(batch["id"][row]), pcm, said, heard, labels, emission_times(found, at)))
+            times = emission_times(found, at, waits[row])
+            utterances.append(Utterance(int(batch["id"][row]), pcm, said, heard, labels, times, waits[row]))
             seconds += len(pcm) / RATE
     name = f"beam {beam}" if beam else "greedy"
-    return Condition(name, "whole", utterances, work / seconds, 0.0)
+    return Condition(name, "whole", utterances, work / seconds, 0.0, 0.0)
 
 
 def _streamed(found: Recogniser, whole: Condition, beam: int) -> Condition:
     heard = [stream(found, one.pcm, beam) for one in whole.utterances]
-    utterances = [
-        one._replace(heard=found.units.decode(new.labels), labels=new.labels, times=emission_times(found, new.frames))
-        for one, new in zip(whole.utterances, heard, strict=True)
-    ]
-    return Condition(whole.search, "stream", utterances, factor(heard), float(np.mean([new.rest for new in heard])))
+    utterances = []
+    for one, new in zip(whole.utterances, heard, strict=True):
+        times = emission_times(found, new.frames, one.waits)
+        utterances.append(one._replace(heard=found.units.decode(new.labels), labels=new.labels, times=times))
+    rest = float(np.mean([new.rest for new in heard]))
+    delays = [delay for new in heard for delay in new.delays]
+    return Condition(whole.search, "stream", utterances, factor(heard), rest, float(np.mean(delays)) if delays else 0.0)
 
 
 def _samples(frames: int, bank: FilterBank) -> int:
@@ -138,15 +148,14 @@ def _samples(frames: int, bank: FilterBank) -> int:
     return (frames - 1) * bank.hop + bank.window if frames else 0
 
 
-def emission_times(found: Recogniser, frames: np.ndarray) -> np.ndarray:
+def emission_times(found: Recogniser, frames: np.ndarray, waits: np.ndarray) -> np.ndarray:
     """Seconds from the start of the sound to the last sample that an encoder's frames need, block and look-ahead too.
 
     Of an encoder that sees whole utterances: to the end of the frames themselves.
     """
-    encoder = transducer(found.task.config).encoder
-    streams = can_stream(found)
-    last = [encoder.reach(int(t)) if streams else encoder.stride * (int(t) + 1) - 1 for t in frames]
-    return np.array([_samples(frame + 1, found.bank) / RATE for frame in last])
+    stride = transducer(found.task.config).encoder.stride
+    own = np.array([_samples(stride * (int(t) + 1), found.bank) / RATE for t in frames])
+    return own + waits[frames] if len(frames) and can_stream(found) else own
 
 
 def record(
@@ -167,8 +176,9 @@ def record(
       steered: whether the beam is steered rightly in each utterance of the split; without it no split of the errors.
 
     Returns:
-      Rates as shares, times in seconds. "first" and "last": from the first and to the last 10 ms of speech, by energy,
-      to where the first and the last label were emitted; means over utterances that have labels.
+      Rates as shares, times in seconds, but "latency_ms" and "latency_95_ms", which are milliseconds: mean and 95th
+      percentile of `latency.frame_latencies`. "first" and "last": from the first and to the last 10 ms of speech, by
+      energy, to where the first and the last label were emitted; means over utterances that have labels.
     """
     words = [word_errors(one.said, one.heard) for one in row.utterances]
     total = sum(words, Errors())
@@ -177,6 +187,8 @@ def record(
     values: dict[str, Any] = {"search": row.search, "mode": row.mode}
     values |= {"wer": total.rate, "low": low, "high": high, "errors": total.errors, "words": total.words}
     values |= {"cer": characters.rate, "real_time_factor": row.factor}
+    if (waits := 1000 * np.concatenate([one.waits for one in row.utterances])).size:
+        values |= {"latency_ms": float(waits.mean()), "latency_95_ms": float(np.quantile(waits, 0.95))}
     if listed:
         split = sum((biased_errors(one.said, one.heard, listed) for one in row.utterances), BiasedErrors())
         values |= {"u_wer": split.unbiased.rate, "b_wer": split.biased.rate}
@@ -189,7 +201,7 @@ def record(
         bounds = [(one, speech_bounds(one.pcm)) for one in row.utterances if len(one.times)]
         values["first"] = float(np.mean([one.times[0] - start for one, (start, _) in bounds])) if bounds else None
         values["last"] = float(np.mean([one.times[-1] - end for one, (_, end) in bounds])) if bounds else None
-        values["rest"] = row.rest
+        values |= {"rest": row.rest, "frame": row.frame}
     if aligned is not None:
         delays = [x for one in row.utterances for x in emission_delays(one, aligned, found.units)]
         values["delay"] = float(np.mean(delays)) if delays else None
@@ -214,6 +226,9 @@ COLUMNS = {
     "u_wer": ("U-WER", "{:.2%}"),
     "b_wer": ("B-WER", "{:.2%}"),
     "real_time_factor": ("RTF", "{:.3f}"),
+    "latency_ms": ("latency", "{:.0f} ms"),
+    "latency_95_ms": ("95th", "{:.0f} ms"),
+    "frame": ("frame", "{:.3f} s"),
     "delay": ("delay", "{:+.3f} s"),
     "first": ("first", "{:+.3f} s"),
     "last": ("last", "{:+.3f} s"),

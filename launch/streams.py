@@ -105,6 +105,11 @@ class Stream:
         """What has been found so far, best first."""
         return hypotheses(self._state[1])
 
+    @property
+    def frames(self) -> int:
+        """Frames that the encoder has let out, of the first row."""
+        return int(self._state[1].clock[0])
+
     def _step(self, pcm: np.ndarray, count: int) -> None:
         frames = np.arange(self._size)
         mask = np.broadcast_to(frames < count, (len(pcm), self._size))

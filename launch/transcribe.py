@@ -54,6 +54,7 @@ class Heard(NamedTuple):
       seconds: of sound.
       work: seconds of work.
       latencies: seconds from the end of each label's frame to the moment when the label was there.
+      delays: seconds from the end of each frame of the encoder to the moment when it was there.
       rest: seconds from the end of the sound to the end of the work.
     """
 
@@ -62,6 +63,7 @@ class Heard(NamedTuple):
     seconds: float
     work: float
     latencies: list[float]
+    delays: list[float]
     rest: float
 
 
@@ -178,6 +180,7 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
     step = bank.hop * transducer(task.config).encoder.stride / RATE
     labels, frames = np.zeros(0, np.int32), np.zeros(0, np.int32)
     latencies: list[float] = []
+    delays: list[float] = []
     pieces = [pcm[start : start + size] for start in range(0, len(pcm), size)]
     for number, piece in enumerate([*pieces, None]):
         began = time.perf_counter()
@@ -191,11 +194,12 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
         clock, work = max(clock, there) + took, work + took
         count = int(best.lengths[0, 0])
         labels, frames = best.tokens[0, 0, :count], best.frames[0, 0, :count]
+        delays += [clock - (frame + 1) * step for frame in range(len(delays), hearing.frames)]
         latencies += [clock - (int(frame) + 1) * step for frame in frames[len(latencies) :]]
         if show and (text := found.units.decode(labels)) != shown:
             shown = text
             print(f"\t{there:.2f}\t{text}", flush=True)
-    return Heard(labels, frames, len(pcm) / RATE, work, latencies, clock - len(pcm) / RATE)
+    return Heard(labels, frames, len(pcm) / RATE, work, latencies, delays, clock - len(pcm) / RATE)
 
 
 def factor(heard: Sequence[Heard]) -> float:
