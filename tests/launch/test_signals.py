@@ -244,7 +244,7 @@ def test_refusals_name_the_field(fields, changes, message):  # noqa: F811
 
 
 def test_a_row_without_such_an_utterance_has_no_rate(found, monkeypatch):
-    row = evaluate_speech.Condition("greedy", "whole", [], 0.0, 0.0)
-    one = evaluate_speech.Utterance(0, np.zeros(1600, np.int16), "A", "A", np.zeros(0), np.zeros(0))
+    row = evaluate_speech.Condition("greedy", "whole", [], 0.0, 0.0, 0.0)
+    one = evaluate_speech.Utterance(0, np.zeros(1600, np.int16), "A", "A", np.zeros(0), np.zeros(0), np.zeros(2))
     values = evaluate_speech.record(found, row._replace(utterances=[one]), steered=[True])
     assert (values["wer_right"], values["wer_wrong"]) == (0.0, None)
