@@ -48,6 +48,17 @@ def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], No
     return values
 
 
+def integers(name: str, texts: Sequence[str]) -> list[int]:
+    """The numbers of a flag that is a list.
+
+    Raises:
+      ValueError: if one is no integer, or below 0.
+    """
+    if not all(text.strip().isdecimal() for text in texts):
+        raise ValueError(f"--{name}={','.join(texts)}: integers, 0 or more, parted by commas are needed")
+    return [int(text) for text in texts]
+
+
 def parse_config(
     argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], None]
 ) -> tuple[Config, flags.FlagValues]:

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import quantization, speech
+from launch import biasing, quantization, speech
 from launch.schema import Config
-from models.transducer.decode import Decodable, ExpansionBeam, Greedy, Hypotheses, Search, decode
+from models.transducer.decode import ExpansionBeam, Greedy, Hypotheses, Search, decode
 from models.transducer.deployed import deploy
 from models.transducer.integer_task import IntegerTask
 from models.transducer.task import TransducerTask
@@ -58,10 +58,11 @@ def recognise(
     Yields:
       (id, what was said, what was recognised) of each utterance.
     """
-    encode, model = _programs(task, params)
+    one, params = deployed(task, params)
     for batch in found:
-        frames, mask = encode(batch)
-        best = decode(search(frames.shape[1], beam), model, frames, mask)
+        led = biasing.led(one, params, batch)
+        frames, mask = encoder_program(one)(led, batch)
+        best = decode(search(frames.shape[1], beam), one.decodable(led), frames, mask)
         heard = best_labels(best)
         for row in np.flatnonzero(batch["weight"] > 0):
             said = made.decode(batch["labels"][row, : batch["label_lengths"][row]])
@@ -72,12 +73,6 @@ def best_labels(found: Hypotheses) -> list[np.ndarray]:
     """The labels of each row's best hypothesis."""
     tokens, lengths = np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
     return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-
-
-def _programs(task: train.Task, params: Params) -> tuple[Callable[[Any], Any], Decodable]:
-    """What encodes a batch, and predictor and joiner: in integers, where the task is on an accelerator."""
-    found, params = deployed(task, params)
-    return functools.partial(encoder_program(found), params), found.decodable(params)
 
 
 def deployed(task: train.Task, params: Params) -> tuple[TransducerTask, Params]:

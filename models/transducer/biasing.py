@@ -118,9 +118,7 @@ class BiasingAttention(nn.Module):
         Returns:
           What `bias` takes.
         """
-        shape = (*phrases.shape[:2], self.heads, -1)
-        if not phrases.shape[1]:  # of nothing, -1 cannot be told
-            shape = (*phrases.shape[:2], self.heads, self.width // self.heads)
+        shape = (*phrases.shape[:2], self.heads, self.width // self.heads)
         return Memory(self.key(phrases).reshape(shape), self.value(phrases).reshape(shape), mask)
 
     def bias(self, x: Float[Array, "b *t d_query"], memory: Memory) -> Float[Array, "b *t d_query"]:
@@ -141,7 +139,8 @@ class BiasingAttention(nn.Module):
         if x.shape[0] % catalogues:
             raise ValueError(f"memory: {catalogues} catalogues for {x.shape[0]} rows; a divisor is needed")
         each = x.shape[0] // catalogues
-        query = self.query(x).reshape(catalogues, each * math.prod(x.shape[1:-1]), self.heads, -1)
+        split = (each * math.prod(x.shape[1:-1]), self.heads, self.width // self.heads)
+        query = self.query(x).reshape(catalogues, *split)
         scores = jnp.einsum("bthd,bkhd->bhtk", query, memory.keys)
         scores = jnp.where(memory.mask[:, None, None], scores, MASKED)
         nothing = jnp.einsum("bthd,hd->bht", query, ops.value(self.no_bias))[..., None]

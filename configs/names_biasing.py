@@ -1,0 +1,43 @@
+"""Adapters that lead the transducer of `configs/names_rnnt.py`, frozen, to lists of people and titles.
+
+After arXiv 2305.05271. The argument says how phrases are read: subword, acoustic (as characters, too), semantic (by
+MiniLM, too) or both. In training, lists have up to 100 phrases, and one utterance in five is not on its list. Sizes and
+rates are ours.
+
+    python -m launch.train --config=configs/names_biasing.py:both --workdir=runs/names_both
+
+The base is runs/names_rnnt:best; another: --config.model.weights=RUN. By forwards alone:
+--config.method.name=spsa --config.optimizer.clip_norm=0.0. The table of list sizes, a row each for the four adapters
+(the rows "none" and "shallow fusion" are the base's own, see there), and the same among phrases that sound alike:
+
+    for kind in subword acoustic semantic both; do
+        python -m launch.train --config=configs/names_biasing.py:$kind --workdir=runs/names_$kind
+        python -m launch.eval --workdir=runs/names_$kind --weights=best --beam=4 --sizes=0,100,500,1000,2000
+        python -m launch.eval --workdir=runs/names_$kind --weights=best --beam=4 --sizes=20,100 --distractors=alike
+    done
+
+For three seeds: --config.seed=0, 1, 2 with a folder each; --split=dev for choices. With adapters and shallow fusion
+together: --boost. A file of phrases of your own: launch.transcribe --bias=FILE. LibriSpeech's lists: a base of
+`configs/librispeech_rnnt.py`, --config.biasing.phrases=all_rare_words.txt, and --distractors=test-other.biasing_100.tsv
+in the evaluation.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from configs import names_rnnt
+
+
+def get_config(kind: str = "both") -> ml_collections.ConfigDict:
+    """The config; `kind` is subword, acoustic, semantic or both."""
+    c: Any = names_rnnt.get_config()
+    c.trainable = ("^biasing/",)
+    c.model.weights = "runs/names_rnnt:best"
+    c.biasing.kind = kind
+    c.speech.alone = 0
+    c.optimizer.learning_rate = 1e-3
+    c.train.steps = 3000
+    c.train.eval_every = 1000
+    c.train.checkpoint_every = 1000
+    return c
