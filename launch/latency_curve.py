@@ -4,7 +4,8 @@
         [--out=curve.png]
 
 Runs that differ in nothing but the seed make one line, in the order of their latency: means over seeds, ± their
-standard deviation. Latency is what the encoder's frames wait for others; see `launch/latency.py`. Exit code 2: a wrong request.
+standard deviation. Latency is what the encoder's frames wait for others; see `launch/latency.py`. Exit code 2: a wrong
+request.
 """
 
 import argparse
