@@ -32,6 +32,7 @@ NAMES = (
     "quzo_statistics",
     "quzo_step",
     "transducer_loss",
+    "integer_step",
     "estimators",
     "tensor_train",
     "kernels",

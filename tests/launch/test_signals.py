@@ -243,8 +243,9 @@ def test_refusals_name_the_field(fields, changes, message):  # noqa: F811
         config_of(fields, **changes)
 
 
-def test_a_row_without_such_an_utterance_has_no_rate(found, monkeypatch):
-    row = evaluate_speech.Condition("greedy", "whole", [], 0.0, 0.0, 0.0)
-    one = evaluate_speech.Utterance(0, np.zeros(1600, np.int16), "A", "A", np.zeros(0), np.zeros(0), np.zeros(2))
-    values = evaluate_speech.record(found, row._replace(utterances=[one]), steered=[True])
+def test_a_row_without_such_an_utterance_has_no_rate(found):
+    utterance: Any = dict.fromkeys(evaluate_speech.Utterance._fields, np.zeros(0)) | {"id": 0, "said": "A", "heard": "A"}
+    row = dict.fromkeys(evaluate_speech.Condition._fields, 0.0) | {"search": "greedy", "mode": "whole"}
+    made: Any = row | {"utterances": [evaluate_speech.Utterance(**utterance)]}
+    values = evaluate_speech.record(found, evaluate_speech.Condition(**made), steered=[True])
     assert (values["wer_right"], values["wer_wrong"]) == (0.0, None)
