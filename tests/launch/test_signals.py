@@ -232,6 +232,7 @@ def test_recordings_of_a_real_array(trained, found, zojax_data):
     ("changes", "message"),
     [
         ({"signals": (0, 1)}, r"config.speech.fusion is 'none', speech.signals \(0, 1\)"),
+        ({"signals": (0, 1), "fusion": "cnn", "encoder": "ancat"}, "config.speech.fusion is 'cnn'; with ancat"),
         ({"fusion": "cnn"}, r"config.speech.fusion is 'cnn', speech.signals \(\)"),
         ({"signals": (0, 3)}, "config.speech.signals is"),
         ({"channel_dropout": 0.1}, "config.speech.channel_dropout is 0.1; without fusion it must be 0"),
@@ -244,7 +245,8 @@ def test_refusals_name_the_field(fields, changes, message):  # noqa: F811
 
 
 def test_a_row_without_such_an_utterance_has_no_rate(found):
-    utterance: Any = dict.fromkeys(evaluate_speech.Utterance._fields, np.zeros(0)) | {"id": 0, "said": "A", "heard": "A"}
+    utterance: Any = dict.fromkeys(evaluate_speech.Utterance._fields, np.zeros(0))
+    utterance |= {"id": 0, "said": "A", "heard": "A"}
     row = dict.fromkeys(evaluate_speech.Condition._fields, 0.0) | {"search": "greedy", "mode": "whole"}
     made: Any = row | {"utterances": [evaluate_speech.Utterance(**utterance)]}
     values = evaluate_speech.record(found, evaluate_speech.Condition(**made), steered=[True])
