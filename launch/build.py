@@ -218,6 +218,7 @@ def _trained(text: str, like: Params) -> tuple[Params, Run]:
     path = weights.find_weights(folder, which)
     other = build(schema.load(folder))
     params = merge(weights.load_weights(path, other), other.frozen)
+    params = speech.with_new_parts(params, like)
     if jax.tree.map(jax.numpy.shape, params) != jax.tree.map(jax.numpy.shape, like):
         raise ValueError(
             f"config.model.weights is {text!r}; that run has another model, or its weights are quantised or adapted: "

@@ -72,6 +72,26 @@ def _check_speech(config: Config) -> None:
             f"config.optimizer.clip_norm is {config.optimizer.clip_norm}; {method.name} has clip_projected, and it "
             "must be 0"
         )
+    if config.wake.attention != "none":
+        for name, value, needed in (
+            ("model.name", config.model.name, "transducer"),
+            ("integer.accelerator", config.integer.accelerator, "none"),
+        ):
+            if value != needed:
+                raise ValueError(f"config.{name} is {value!r}; with wake.attention it must be {needed!r}")
+    if config.biasing.kind != "none":
+        for name, value, needed in (
+            ("model.name", config.model.name, "transducer"),
+            ("integer.accelerator", config.integer.accelerator, "none"),
+            ("wake.attention", config.wake.attention, "none"),
+        ):
+            if value != needed:
+                raise ValueError(f"config.{name} is {value!r}; with biasing.kind it must be {needed!r}")
+        if not config.biasing.phrases or config.biasing.width % 4:
+            raise ValueError(
+                f"config.biasing.phrases is {config.biasing.phrases!r} and width {config.biasing.width}; with "
+                "biasing.kind phrases must be named, and width must be a multiple of 4"
+            )
     if config.model.name != "transducer":
         if config.train.keep_best == "wer":
             raise ValueError(f"config.train.keep_best is 'wer', which {config.model.name} has not; it must be another")
@@ -83,8 +103,8 @@ def _check_speech(config: Config) -> None:
             f"config.speech.fast_emit is {speech.fast_emit}; it changes a gradient and no loss: with {method.name} it "
             "must be 0"
         )
-    if speech.noise != "none" and config.data.source == "commands":
-        raise ValueError(f"config.speech.noise is {speech.noise!r}; commands have one of their own: it must be none")
+    if speech.noise != "none" and config.data.source in ("commands", "wake", "names"):
+        raise ValueError(f"config.speech.noise is {speech.noise!r}; {config.data.source} has its own: it must be none")
     if (speech.fusion == "none") != (len(speech.signals) < 2):
         needed = "one signal or none goes with none, and several with another"
         raise ValueError(f"config.speech.fusion is {speech.fusion!r}, speech.signals {tuple(speech.signals)}; {needed}")

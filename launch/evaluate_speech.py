@@ -2,14 +2,14 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from launch import cli, recogniser, signals, speech, weights
+from launch import biasing, cli, recogniser, signals, speech, wake_words, weights
 from launch.endpoints import Aligner, emission_delays, speech_bounds
 from launch.latency import frame_latencies
 from launch.recogniser import Recogniser
@@ -38,6 +38,7 @@ class Utterance(NamedTuple):
       labels: the labels of that.
       times: seconds from the start of the sound to where the encoder has heard what each label needs.
       waits: seconds that each encoder frame waits for others; see `latency.frame_latencies`.
+      own: what its batch has of it beside speech.
     """
 
     id: int
@@ -47,6 +48,7 @@ class Utterance(NamedTuple):
     labels: np.ndarray
     times: np.ndarray
     waits: np.ndarray
+    own: Any = None
 
 
 class Condition(NamedTuple):
@@ -70,13 +72,22 @@ class Condition(NamedTuple):
     frame: float
 
 
-def conditions(found: Recogniser, batches: Sequence[Any], beam: int) -> list[Condition]:
+Lead = Callable[[Recogniser, Any], Recogniser]
+
+
+def led(found: Recogniser, batch: Any) -> Recogniser:
+    """What recognises a batch: led by the lists that it has, where the run has adapters to them."""
+    return found._replace(params=biasing.led(found.task, found.params, batch))
+
+
+def conditions(found: Recogniser, batches: Sequence[Any], beam: int, lead: Lead = led) -> list[Condition]:
     """Recognises a split: greedy and with a beam, whole and, where the encoder can, as streams.
 
     Args:
       found: what recognises.
       batches: the split.
       beam: hypotheses of the second search; 0: greedy alone.
+      lead: what recognises a batch, or what an utterance has of one.
 
     Returns:
       The rows.
@@ -86,10 +97,10 @@ def conditions(found: Recogniser, batches: Sequence[Any], beam: int) -> list[Con
     """
     rows = []
     for width in (0, beam) if beam else (0,):
-        rows.append(_whole(found, batches, width))
+        rows.append(_whole(found, batches, width, lead))
         if not can_stream(found):
             continue
-        rows.append(_streamed(found, rows[-1], width))
+        rows.append(_streamed(found, rows[-1], width, lead))
         pairs = zip(*(row.utterances for row in rows[-2:]), strict=True)
         differ = [a.id for a, b in pairs if a.heard != b.heard]
         if differ:
@@ -106,15 +117,17 @@ def can_stream(found: Recogniser) -> bool:
     return True
 
 
-def _whole(found: Recogniser, batches: Sequence[Any], beam: int) -> Condition:
+def _whole(found: Recogniser, batches: Sequence[Any], beam: int, lead: Lead) -> Condition:
     utterances, work, seconds, compiled = [], 0.0, 0.0, set()
-    program, model = encoder_program(found.task), found.task.decodable(found.params)
+    program = encoder_program(found.task)
     for batch in batches:
-        shape, took = batch["pcm"].shape, 0.0
+        now = lead(found, batch)
+        model = now.task.decodable(now.params)
+        shape, took = (batch["pcm"].shape, *map(np.shape, jax.tree.leaves((now.params, now.boost)))), 0.0
         for _ in range(1 if shape in compiled else 2):  # not the time to compile
             began = time.perf_counter()
-            frames, mask = program(found.params, batch)
-            best = jax.device_get(decode(search(frames.shape[1], beam), model, frames, mask))
+            frames, mask = program(now.params, batch)
+            best = jax.device_get(decode(search(frames.shape[1], beam), model, frames, mask, fusion=now.boost))
             took = time.perf_counter() - began
         compiled.add(shape)
         work += took
@@ -126,14 +139,23 @@ def _whole(found: Recogniser, batches: Sequence[Any], beam: int) -> Condition:
             labels, at = best.tokens[row, 0, :count], best.frames[row, 0, :count]
             heard = found.units.decode(labels)
             times = emission_times(found, at, waits[row])
-            utterances.append(Utterance(int(batch["id"][row]), pcm, said, heard, labels, times, waits[row]))
+            one = Utterance(int(batch["id"][row]), pcm, said, heard, labels, times, waits[row], _own(batch, int(row)))
+            utterances.append(one)
             seconds += len(pcm) / RATE
     name = f"beam {beam}" if beam else "greedy"
     return Condition(name, "whole", utterances, work / seconds, 0.0, 0.0)
 
 
-def _streamed(found: Recogniser, whole: Condition, beam: int) -> Condition:
-    heard = [stream(found, one.pcm, beam) for one in whole.utterances]
+def _own(batch: Any, row: int) -> dict[str, Any]:
+    """What a batch has of one utterance beside speech: its number, and its list where there are lists."""
+    found = {"id": batch["id"][row : row + 1]}
+    if "catalogue" in batch:
+        found["catalogue"] = batch["catalogue"] | {"rows": batch["catalogue"]["rows"][row : row + 1]}
+    return found
+
+
+def _streamed(found: Recogniser, whole: Condition, beam: int, lead: Lead) -> Condition:
+    heard = [stream(lead(found, one.own), one.pcm, beam) for one in whole.utterances]
     utterances = []
     for one, new in zip(whole.utterances, heard, strict=True):
         times = emission_times(found, new.frames, one.waits)
@@ -221,6 +243,7 @@ def interval(words: Sequence[Errors]) -> tuple[float, float]:
 STEERING = {"right": True, "wrong": False}
 
 COLUMNS = {
+    "wake_f1": ("wake F1", "{:.3f}"),
     "wer_right": ("WER, beam right", "{:.2%}"),
     "wer_wrong": ("beam wrong", "{:.2%}"),
     "u_wer": ("U-WER", "{:.2%}"),
@@ -295,6 +318,10 @@ def run(workdir: Path, which: str, split: str, *, beam: int = 4, listed: str = "
         aligned = Aligner(other)
     if listed:
         words = frozenset(Path(listed).read_text(encoding="utf-8").split())
+    known = wake_words.lists(found.config, split)
+    if known.wake and not listed:
+        words = frozenset(" ".join(known.catalogue).split())
+    found = found._replace(params=wake_words.remembering(found.task, found.params, found.units, known))
     batches, steered = speech.evaluation(found.config, found.units, split), speech.steering(found.config, split)
     try:
         rows = conditions(found, batches, beam)
@@ -304,12 +331,17 @@ def run(workdir: Path, which: str, split: str, *, beam: int = 4, listed: str = "
     # Not by `make_evaluate`, which puts two trees of weights together: these may be integers.
     judge = jax.jit(lambda params, _, batch: found.task.evaluate(params, batch))
     loss = train.evaluate(judge, found.params, {}, batches)
-    records = [record(found, row, listed=words, aligned=aligned, steered=steered) | loss for row in rows]
+    heard = wake_words.judged(found.task, found.params, batches, found.bank, known)
+    records = [record(found, row, listed=words, aligned=aligned, steered=steered) | loss | heard for row in rows]
+    for values, row in zip(records, rows, strict=True):
+        values |= wake_words.figures(known, [(one.said, one.heard) for one in row.utterances])
     save(workdir, f"heard_{split}_{which}.jsonl", rows, steered)
     lines = [json.dumps({"split": split, "weights": which, **one}) + "\n" for one in records]
     (workdir / f"recognised_{split}_{which}.jsonl").write_text("".join(lines), encoding="utf-8")
     print(f"{split}, {which} weights, {len(rows[0].utterances)} utterances, {loss['nats_per_label']:.4f} nats a label")
     print(table(records))
+    if heard:
+        print(wake_words.summary(heard))
     of_fusion, of_all = signals.share(found.params)
     if of_fusion:
         print(f"fusion ({found.config.speech.fusion}): {of_fusion:,} of {of_all:,} weights, {of_fusion / of_all:.2%}")

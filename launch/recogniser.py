@@ -10,6 +10,7 @@ from launch.build import build
 from launch.exported import Exported
 from launch.methods import make_method
 from launch.schema import Config
+from models.transducer.decode import Fusion
 from models.transducer.deployed import DeployedTask, config_of
 from models.transducer.task import TransducerTask
 from zojax.data.audio.features import FilterBank
@@ -31,6 +32,7 @@ class Recogniser(NamedTuple):
       params: all of its weights; on an accelerator its integers.
       units: what labels stand for.
       bank: the features.
+      boost: phrases that lead its searches, beside those that it remembers itself; None: none.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Recogniser(NamedTuple):
     params: Params
     units: Units
     bank: FilterBank
+    boost: Fusion | None = None
 
     @property
     def signals(self) -> tuple[int, ...]:
@@ -86,7 +89,13 @@ def load(workdir: Path, which: str) -> Recogniser:
             raise ValueError(
                 f"workdir: {workdir} has trained {tuple(config.trainable)} of random weights; the others were not kept"
             )
-        _, frozen = split(load(*weights.parse(config.model.weights)).params, tuple(config.trainable))
+        # What has been added to that run is trained here, or nowhere.
+        whole = speech.with_new_parts(load(*weights.parse(config.model.weights)).params, jax.eval_shape(task.init, key))
+        _, frozen = split(whole, tuple(config.trainable))
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
+            raise ValueError(
+                f"workdir: {workdir} has trained {tuple(config.trainable)} of new adapters; the others were not kept"
+            )
     path = weights.find_weights(workdir, which)
     if path.parent.name == "checkpoints":
         method, _ = make_method(config, task, trainable, key, rounding_key=key, steps_per_epoch=1)

@@ -65,7 +65,7 @@ FIELDS: dict[str, _Field] = {
     "data.sampling": _choice("uniform", "importance"),  # importance: by the probe's error on each example
     "data.batch_size": _integer(1),
     "data.eval_batch_size": _integer(1),
-    # prompted_lm: data.source is a task of zojax.data.tasks; transducer: "commands", "an4" or a folder of speech
+    # prompted_lm: data.source is a task of zojax.data.tasks; transducer: "commands", "wake", "names", "an4" or a folder
     # causal_lm: from scratch, data.source is a folder of launch.corpus
     "model.name": _choice("bert_classifier", "prompted_lm", "transducer", "causal_lm"),
     "model.objective": _choice("loss", "accuracy", "f1"),  # of prompted_lm; the last two have no gradient
@@ -212,6 +212,23 @@ FIELDS: dict[str, _Field] = {
     "speech.fusion": _choice("none", "average", "concatenation", "flstm", "cnn"),  # of several signals
     "speech.fusion_width": _integer(1),  # cells of flstm, planes of cnn
     "speech.channel_dropout": _Field((float, int), lambda v: 0 <= v < 1, "a rate, in [0, 1)"),  # of whole signals
+    # wake words; none: frames attend to no phrases; single: to all at every frame; dual: a spotter says to which
+    "wake.attention": _choice("none", "single", "dual"),
+    "wake.small": _integer(1),  # width of the attention over wake words
+    "wake.large": _integer(1),  # over the catalogue
+    "wake.hidden": _integer(1),  # cells of the phrase encoder, each direction
+    "wake.spotter": _integer(1),  # cells
+    "wake.jitter": _integer(0),  # frames of the encoder by which each end of a wake word moves in training
+    "wake.spotting": _number(inclusive=True),  # weight of the spotter's loss
+    "wake.catalogue": _integer(1),  # phrases of a training batch
+    # adapters to lists of phrases; phrases are read as subwords, and also as characters, by meaning, or in both ways
+    "biasing.kind": _choice("none", "subword", "acoustic", "semantic", "both"),
+    "biasing.phrases": _Field((str,), lambda v: True, "names, a file with a phrase a line, or nothing"),
+    "biasing.size": _integer(1),  # at most so many distractors in a list to train on, and so many to evaluate with
+    "biasing.keep": _Field((float, int), lambda v: 0 < v <= 1, "a share, in (0, 1]"),  # of utterances that are listed
+    "biasing.width": _integer(1),  # of the attentions, a multiple of their 4 heads
+    "biasing.hidden": _integer(1),  # cells of the phrase encoders, each direction, and width of their tables
+    "biasing.source": _text(),  # of the text encoder that knows meanings: as model.source
     "adapter.kind": _choice("lora", "tensor_train", "prefix", "prompt"),
     "adapter.rank": _integer(0),  # of prefix and prompt the number of tokens; 0 for no adapters
     "adapter.alpha": _number(),  # of lora, as is `where`

@@ -8,21 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch import signals
+from launch import biasing, signals, wake_words
 from launch.schema import Config
-from models.transducer.ancat import AncatConfig
-from models.transducer.conformer import ConformerConfig
-from models.transducer.conv_rnnt import ConvRnntConfig
-from models.transducer.lookahead import LookAheadLoss
-from models.transducer.lstm import LstmConfig
-from models.transducer.model import TransducerConfig
-from models.transducer.predictor import LstmPredictorConfig, StatelessConfig
+from launch.transducers import look_ahead, model_config
 from models.transducer.task import Pruning, TransducerTask
 from zojax.data.audio import batches, prepared, sources, units
 from zojax.data.audio.buckets import Examples, plan_buckets
 from zojax.data.audio.commands import Commands
 from zojax.data.audio.features import FilterBank, num_frames
+from zojax.data.audio.names import Names
 from zojax.data.audio.noise import in_noise
+from zojax.data.audio.wake import WakeWords
 from zojax.data.audio.waves import RATE, resample, to_int16
 from zojax.losses.transducer import TransducerSpec
 from zojax.train import Batches
@@ -39,114 +35,30 @@ STATISTICS, EVAL_SECONDS = 16, 360
 HELD = 1 << 29
 
 
-def _lstm(c: Config) -> LstmConfig:
-    return LstmConfig(
-        d_in=c.bins, stack=c.stack, layers=c.layers, hidden=c.width, projection=c.projection, dropout=c.dropout
-    )
+# Parts of a model that can be added to the weights of a run without them.
+ADAPTERS = ("wake", "biasing")
 
-
-def _conv_rnnt(c: Config) -> ConvRnntConfig:
-    return ConvRnntConfig(
-        d_in=c.bins,
-        stack=c.stack,
-        channels=tuple(c.channels),
-        local=c.context,
-        width=c.context,
-        project=c.joint,
-        layers=c.layers,
-        hidden=c.width,
-        projection=c.projection,
-        dropout=c.dropout,
-    )
-
-
-def _conformer(c: Config) -> ConformerConfig:
-    return ConformerConfig(
-        d_in=c.bins,
-        channels=c.channels[0],
-        width=c.width,
-        layers=c.layers,
-        heads=c.heads,
-        kernel=c.kernel,
-        chunk=c.chunk or None,
-        left=c.left if c.chunk else None,
-        ahead=c.lookahead,
-        dropout=c.dropout,
-    )
-
-
-def _ancat(c: Config) -> AncatConfig:
-    return AncatConfig(
-        d_in=c.bins,
-        channels=c.channels[0],
-        width=c.width,
-        layers=c.layers,
-        heads=c.heads,
-        kernel=c.kernel,
-        left=c.left,
-        reach=c.lookahead,
-        dropout=c.dropout,
-    )
-
-
-ENCODERS: dict[str, Callable[[Config], Any]] = {
-    "lstm": _lstm,
-    "conv_rnnt": _conv_rnnt,
-    "conformer": _conformer,
-    "ancat": _ancat,
+# Embedded corpora, and the utterances to train on where a config has no number of its own.
+MADE: dict[str, tuple[Callable[..., prepared.Source], int]] = {
+    "commands": (Commands, 2000),
+    "wake": (WakeWords, 4000),
+    "names": (Names, 4000),
 }
-
-PREDICTORS: dict[str, Callable[[Config, int], Any]] = {
-    "lstm": lambda c, classes: LstmPredictorConfig(
-        vocab_size=classes, embedding=c.embedding, hidden=c.predictor_width, dropout=c.dropout
-    ),
-    "stateless": lambda c, classes: StatelessConfig(vocab_size=classes, embedding=c.embedding),
-}
-
-
-def _look_ahead(c: Config) -> LookAheadLoss:
-    return LookAheadLoss(
-        kind=c.latency_kind, latency=float(c.latency_weight), compute=float(c.compute_weight), warmup=c.anneal
-    )
-
-
-def model_config(config: Config, classes: int) -> TransducerConfig:
-    """The sizes of a config's model.
-
-    Args:
-      config: a config that `schema.check` has passed.
-      classes: labels of its units, the blank among them.
-
-    Returns:
-      The sizes.
-
-    Raises:
-      ValueError: if they do not fit each other.
-    """
-    c = config.speech
-    return TransducerConfig(
-        encoder=ENCODERS[c.encoder](c),
-        predictor=PREDICTORS[c.predictor](c, classes),
-        joint=c.joint,
-        simple=c.band > 0,
-        acoustic=c.acoustic > 0,
-        fusion=signals.fusion_config(config),
-    )
 
 
 def source(config: Config) -> prepared.Source:
-    """Where the utterances of a config come from: "commands", "an4" or a folder, and from rooms where it has signals.
+    """Where the utterances of a config come from: a corpus of `MADE`, "an4" or a folder; with signals, from rooms.
 
     Raises:
       FileNotFoundError: if there is no such corpus.
       ValueError: if a list of it is malformed.
     """
-    if config.data.source != "commands":
+    if config.data.source not in MADE:
         return signals.in_rooms(config, sources.find_recordings(config.data.source))
-    c = config.speech
+    made, count = MADE[config.data.source]
+    low, high = config.speech.snr
     # The utterances of all runs are the same, whatever their seeds.
-    made = Commands(seed=0, train=config.data.train_examples or 2000, low_snr=c.snr[0], high_snr=c.snr[1])
-    return signals.in_rooms(config, made)
+    return signals.in_rooms(config, made(seed=0, train=config.data.train_examples or count, low_snr=low, high_snr=high))
 
 
 def make_units(config: Config) -> units.CharacterUnits | units.PieceUnits:
@@ -198,17 +110,19 @@ def make_task(config: Config, classes: int, statistics: tuple[np.ndarray, np.nda
       The task; its batches hold pcm.
     """
     c = config.speech
-    return TransducerTask(
+    task = TransducerTask(
         config=model_config(config, classes),
         spec=TransducerSpec(fast_emit=float(c.fast_emit), delay_penalty=float(c.delay_penalty)),
         acoustic=float(c.acoustic),
         alone=c.alone,
-        look_ahead=_look_ahead(c) if c.encoder == "ancat" else None,
+        look_ahead=look_ahead(config) if c.encoder == "ancat" else None,
         pruning=Pruning(band=c.band) if c.band else None,
         front_end=signals.front_end(config, filter_bank(config)),
         augment=signals.augment(config),
         statistics=statistics,
+        biasing=biasing.biasing_config(config),
     )
+    return wake_words.task_of(config, task)
 
 
 class Loaded(NamedTuple):
@@ -267,8 +181,15 @@ def load(config: Config, key: jax.Array, *, splits: Iterable[str], trained: Call
         params = trained(params)
     rows = np.array([bucket.rows for bucket in buckets])
     steps = np.sum(1 / rows[np.searchsorted([bucket.length for bucket in buckets], examples.lengths)])
-    training = _Training(batches.train_batches(examples, buckets, seed=config.seed), bank)
+    size = _train_size(config)
+    beside = _beside(config, made, "train", train, size)
+    training = _Training(batches.train_batches(examples, buckets, seed=config.seed), bank, beside)
     return Loaded(task, params, None, training, found, max(round(float(steps)), 1))
+
+
+def with_new_parts(params: Params, like: Params) -> Params:
+    """The weights of another run, with those of `like` for the adapters that it has not."""
+    return params | {name: like[name] for name in ADAPTERS if name in like and name not in params}
 
 
 def _split(config: Config, name: str) -> prepared.Utterances:
@@ -276,6 +197,11 @@ def _split(config: Config, name: str) -> prepared.Utterances:
     found = source(config)
     parts = [name] if name in found.splits else [part for part in found.splits if part.startswith(f"{name}_")]
     return prepared.load(found, "+".join(parts) or name)
+
+
+def texts(config: Config, split: str) -> list[str]:
+    """What is said in a split."""
+    return _split(config, split).texts
 
 
 def _train_size(config: Config) -> int:
@@ -317,7 +243,8 @@ def evaluation(config: Config, made: units.Units, split: str) -> Sequence[Any]:
       ValueError: if there is no such split, or an utterance holds what the units cannot write.
     """
     utterances = _split(config, split)
-    examples = _examples(config, utterances, made, _train_size(config) if split == "train" else len(utterances), (100,))
+    size, bank = _train_size(config) if split == "train" else len(utterances), filter_bank(config)
+    examples = _examples(config, utterances, made, size, (100,))
     buckets = plan_buckets(
         examples.lengths,
         examples.label_lengths,
@@ -326,7 +253,15 @@ def evaluation(config: Config, made: units.Units, split: str) -> Sequence[Any]:
         max_rows=config.data.eval_batch_size,
         multiple=RATE // 10,
     )
-    return _Evaluation(batches.eval_batches(examples, buckets), filter_bank(config))
+    return _Evaluation(batches.eval_batches(examples, buckets), bank, _beside(config, made, split, utterances, size))
+
+
+def _beside(
+    config: Config, made: units.Units, split: str, utterances: prepared.Utterances, size: int
+) -> wake_words.Beside:
+    ids, texts = utterances.ids[:size], utterances.texts[:size]
+    of_wake = wake_words.beside(config, made, split, ids, texts, filter_bank(config))
+    return biasing.beside(config, made, split, texts, of_wake)
 
 
 def _batch(batch: batches.Batch, bank: FilterBank) -> dict[str, Any]:
@@ -339,13 +274,14 @@ def _batch(batch: batches.Batch, bank: FilterBank) -> dict[str, Any]:
 class _Training:
     """Training batches; their place is that of the iterator below."""
 
-    def __init__(self, inner: Any, bank: FilterBank):
-        self._inner, self._bank = inner, bank
+    def __init__(self, inner: Any, bank: FilterBank, beside: wake_words.Beside):
+        self._inner, self._bank, self._beside = inner, bank, beside
 
     def __next__(self) -> Any:
         # The steps taken: the pruned loss warms up by them.
         step = np.int32(self._inner.get_state()["next_index"])
-        return _batch(next(self._inner), self._bank) | {"step": step}
+        batch = _batch(next(self._inner), self._bank)
+        return batch | self._beside(batch["id"], int(step)) | {"step": step}
 
     def get_state(self) -> Any:
         return self._inner.get_state()
@@ -357,14 +293,15 @@ class _Training:
 class _Evaluation(Sequence[Any]):
     """Evaluation batches, each made when it is read."""
 
-    def __init__(self, inner: Sequence[Any], bank: FilterBank):
-        self._inner, self._bank = inner, bank
+    def __init__(self, inner: Sequence[Any], bank: FilterBank, beside: wake_words.Beside):
+        self._inner, self._bank, self._beside = inner, bank, beside
 
     def __len__(self) -> int:
         return len(self._inner)
 
     def __getitem__(self, index: Any) -> Any:
-        return _batch(self._inner[index], self._bank)
+        batch = _batch(self._inner[index], self._bank)
+        return batch | self._beside(batch["id"], None)
 
 
 def steering(config: Config, split: str) -> list[bool]:

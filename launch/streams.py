@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int16
 
-from models.transducer.decode import Hypotheses, Search, decode_step, hypotheses, start
+from models.transducer.decode import Fusion, Hypotheses, Search, decode_step, hypotheses, start
 from models.transducer.model import transducer
 from models.transducer.task import TransducerTask
 from zojax.data.audio.features import FilterBank, num_frames
@@ -40,6 +40,7 @@ class Stream:
       bank: the features.
       search: how frames are searched; it has room for the labels of the whole stream.
       frame_lengths: frames of each row, where they are known; None: one row, that ends when `finish` is called.
+      fusion: scores from outside, for the search.
 
     Raises:
       ValueError: if the encoder sees whole utterances.
@@ -67,12 +68,13 @@ class Stream:
         search: Search,
         *,
         frame_lengths: np.ndarray | None = None,
+        fusion: Fusion | None = None,
     ):
-        self._bank, self._lengths, self._params = bank, frame_lengths, params
+        self._bank, self._lengths, self._params, self._fusion = bank, frame_lengths, params, fusion
         self._size = piece_frames(task)
         rows = 1 if frame_lengths is None else len(frame_lengths)
         self._advance, self._flush, first = _programs(task, search)
-        self._state = first(params, rows)
+        self._state = first(params, rows, fusion)
         several = () if task.config.fusion is None else (task.config.fusion.signals,)
         self._waiting = np.zeros((rows, 0, *several), np.int16)
         self._done = 0
@@ -99,11 +101,16 @@ class Stream:
             fill = np.zeros((held[0], whole - held[1], *held[2:]), np.int16)
             self._step(np.concatenate([self._waiting, fill], axis=1), count)
         self._waiting = self._waiting[:, :0]
-        self._state = self._flush(self._params, self._state)
+        self._state = self._flush(self._params, self._state, self._fusion)
 
     def found(self) -> Hypotheses:
         """What has been found so far, best first."""
         return hypotheses(self._state[1])
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder's state, and what the task keeps beside it."""
+        return self._state[0]
 
     @property
     def frames(self) -> int:
@@ -115,7 +122,7 @@ class Stream:
         mask = np.broadcast_to(frames < count, (len(pcm), self._size))
         if self._lengths is not None:
             mask = mask & (self._done + frames < self._lengths[:, None])
-        self._state = self._advance(self._params, pcm, mask, self._state)
+        self._state = self._advance(self._params, pcm, mask, self._state, self._fusion)
         self._done += self._size
 
 
@@ -127,18 +134,18 @@ def _programs(task: TransducerTask, search: Search) -> tuple[Callable, Callable,
     front_end = task.front_end
 
     @functools.partial(jax.jit, donate_argnums=3)
-    def advance(params, pcm, mask, state):
+    def advance(params, pcm, mask, state, fusion):
         x = front_end(pcm)
         frames, mask, encoder = task.encode_step(params, x, mask, state[0])
-        return encoder, decode_step(search, task.decodable(params), frames, mask, state[1])
+        return encoder, decode_step(search, task.decodable(params), frames, mask, state[1], fusion=fusion)
 
     @jax.jit
-    def flush(params, state):
+    def flush(params, state, fusion):
         frames, mask = task.encode_flush(params, state[0])
-        return state[0], decode_step(search, task.decodable(params), frames, mask, state[1])
+        return state[0], decode_step(search, task.decodable(params), frames, mask, state[1], fusion=fusion)
 
-    def first(params, rows):
-        searching = start(search, task.decodable(params), rows)
+    def first(params, rows, fusion):
+        searching = start(search, task.decodable(params), rows, fusion=fusion)
         # In buffers of their own: a state is donated to the step behind it.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), (task.stream_state(params, rows), searching))
 

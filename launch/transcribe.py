@@ -2,6 +2,8 @@
 
     python -m launch.transcribe FILE... --workdir=runs/commands_rnnt [--stream] [--beam=4] [--weights=best|last|base]
     python -m launch.transcribe FILE... --export=an4.safetensors [--stream] [--beam=4]
+    python -m launch.transcribe FILE... --workdir=runs/names_both --bias=PHRASES [--boost=0.5]
+    python -m launch.transcribe FILE... --workdir=runs/wake_dual --stream [--wake_words=WORDS] [--bias=PHRASES]
     python -m launch.transcribe FILE... --workdir=runs/commands_fusion [--missing=1] \
         [--microphones="-0.05,-0.05,0 -0.05,0.05,0 0.05,-0.05,0 0.05,0.05,0" --look=1,0,0]
 
@@ -12,8 +14,9 @@ for a second of sound) and the emission latency, from the end of the frame that 
 when it was there. In place of a file "test:0" may stand, an utterance of the run's own data; what was said comes with
 it. A run with several signals takes files with a channel for each of them, or recordings by an array whose microphones
 are at the given places, in metres, with a beam towards --look; signals of the run that are --missing (0 is its first)
-are not heard. Files that cannot be read are named on stderr and counted. Exit code 1: none could be read; 2: a wrong
-request.
+are not heard. PHRASES is a file of phrases, one a line: the run's adapters lead it to these, and --boost its search. A
+run with wake words says in a stream when it has heard one; WORDS and PHRASES are of its own data where none are named.
+Files that cannot be read are named on stderr and counted. Exit code 1: none could be read; 2: a wrong request.
 """
 
 import re
@@ -27,16 +30,18 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, exported, recogniser, signals, speech
+from launch import biasing, cli, exported, recogniser, signals, speech, wake_words
 from launch.recogniser import Recogniser
 from launch.recognition import best_labels, encoder_program, search
 from launch.streams import Stream, piece_frames
 from launch.weights import FOLDERS
-from models.transducer.decode import decode
+from models.transducer.decode import decode, phrase_boost
 from models.transducer.model import transducer
+from models.transducer.wake_word_task import WakeWordTask
 from zojax.data.audio import prepared
 from zojax.data.audio.features import num_frames
 from zojax.data.audio.waves import RATE, AudioError, read_wave
+from zojax.data.catalogues import read_phrases
 
 # A file is padded to a multiple of this, so that files of all lengths share a few programs.
 PADDED = 4 * RATE
@@ -80,6 +85,14 @@ def main(argv: Sequence[str]) -> int:
         else:
             found = recogniser.load(Path(workdir), str(values["weights"].value))
         beam, streams = int(values["beam"].value or 0), bool(values["stream"].value)
+        words, bias, boost = (values[name].value or "" for name in ("wake_words", "bias", "boost"))
+        if isinstance(found.task, WakeWordTask):
+            known = wake_words.named(found.config, words, bias)
+            found = found._replace(params=wake_words.remembering(found.task, found.params, found.units, known))
+        elif words:
+            raise ValueError(f"--wake_words={words}: the run does not attend to any")
+        if boost or found.task.biasing is not None or not isinstance(found.task, WakeWordTask):
+            found = biased(found, bias, float(boost or 0))
         array = signals.Array.parse(found.signals, **{name: values[name].value or "" for name in ARRAY})
         if streams:
             _ = transducer(found.task.config).encoder_state(1)  # says why, where an encoder does not stream
@@ -107,6 +120,34 @@ def main(argv: Sequence[str]) -> int:
     if skipped:
         cli.complain("transcribe", ValueError(f"{skipped} of {len(files)} files could not be read"))
     return cli.FAILED if skipped == len(files) else 0
+
+
+def biased(found: Recogniser, path: str, reward: float) -> Recogniser:
+    """What recognises, led to phrases by its adapters, by rewards in its searches, or both.
+
+    Args:
+      found: what recognises.
+      path: file of phrases, one a line, or nothing.
+      reward: of each label of a phrase, in nats; 0: none.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if a line is no phrase or the model cannot write it, a flag lacks the other, or nothing reads phrases.
+    """
+    if not path:
+        if reward:
+            raise ValueError(f"--boost={reward}: --bias=FILE, whose phrases are to be boosted, is needed")
+        return found
+    phrases, adapters = read_phrases(path), found.task.biasing is not None
+    if not adapters and not reward:
+        raise ValueError(f"--bias={path}: the run has no adapters to phrases; --boost=NATS is needed")
+    if reward:
+        labels = [biasing.labels_of(phrase, found.units) for phrase in phrases]
+        found = found._replace(boost=phrase_boost(labels, found.units.size, reward=reward))
+    if not adapters:
+        return found
+    batch = {"catalogue": biasing.catalogue(found.config, found.units, [phrases])}
+    return found._replace(params=biasing.led(found.task, found.params, batch))
 
 
 def read(found: Recogniser, name: str, array: signals.Array) -> tuple[np.ndarray, str | None]:
@@ -150,7 +191,8 @@ def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:
     padded[0, : len(pcm)] = pcm
     batch = {"pcm": padded, "frame_lengths": np.array([frames])}
     encoded, mask = encoder_program(found.task)(found.params, batch)
-    best = decode(search(encoded.shape[1], beam), found.task.decodable(found.params), encoded, mask)
+    how, model = search(encoded.shape[1], beam), found.task.decodable(found.params)
+    best = decode(how, model, encoded, mask, fusion=found.boost)
     return found.units.decode(best_labels(best)[0])
 
 
@@ -175,8 +217,8 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
     longest = num_frames(-(-max(len(pcm), 1) // PADDED) * PADDED, bank)
     how = search(-(-longest // transducer(task.config).encoder.stride), beam)
     _warm(found, how, pcm.shape[1:])
-    hearing = Stream(task, found.params, bank, how)
-    clock, work, shown = 0.0, 0.0, ""
+    hearing = Stream(task, found.params, bank, how, fusion=found.boost)
+    clock, work, shown, said = 0.0, 0.0, "", 0
     step = bank.hop * transducer(task.config).encoder.stride / RATE
     labels, frames = np.zeros(0, np.int32), np.zeros(0, np.int32)
     latencies: list[float] = []
@@ -196,6 +238,9 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
         labels, frames = best.tokens[0, 0, :count], best.frames[0, 0, :count]
         delays += [clock - (frame + 1) * step for frame in range(len(delays), hearing.frames)]
         latencies += [clock - (int(frame) + 1) * step for frame in frames[len(latencies) :]]
+        if show and isinstance(task, WakeWordTask) and (count := int(hearing.encoder[1].said[0])) > said:
+            said = count
+            print(f"\t{there:.2f}\t(wake word)", flush=True)
         if show and (text := found.units.decode(labels)) != shown:
             shown = text
             print(f"\t{there:.2f}\t{text}", flush=True)
@@ -219,7 +264,7 @@ def summary(heard: Sequence[Heard]) -> str:
 
 def _warm(found: Recogniser, how, several: tuple[int, ...]) -> None:
     """Compiles what a stream needs, so that no file pays for it."""
-    warm = Stream(found.task, found.params, found.bank, how)
+    warm = Stream(found.task, found.params, found.bank, how, fusion=found.boost)
     warm.push(np.zeros((1, piece_frames(found.task) * found.bank.hop + found.bank.window, *several), np.int16))
     warm.finish()
     jax.block_until_ready(warm.found())
@@ -231,6 +276,9 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("weights", "best", [*FOLDERS], "which weights", flag_values=values)
     flags.DEFINE_bool("stream", False, "hear the files as they would be spoken", flag_values=values)
     flags.DEFINE_integer("beam", 0, "hypotheses; 0: greedy search", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("wake_words", None, "file of wake words, one a line", flag_values=values)
+    flags.DEFINE_string("bias", None, "file of phrases, one a line, that may be said", flag_values=values)
+    flags.DEFINE_float("boost", 0.0, "nats a label of a phrase in the search", lower_bound=0, flag_values=values)
     flags.DEFINE_string("microphones", None, "places X,Y,Z of the channels' microphones, in metres", flag_values=values)
     flags.DEFINE_string("look", None, "direction X,Y,Z of the beam that is made of them", flag_values=values)
     flags.DEFINE_string("missing", None, "signals that are not heard, such as 0,2", flag_values=values)

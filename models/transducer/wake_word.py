@@ -60,6 +60,7 @@ class WakeWordConfig:
       spotter: cells of the spotter.
       single: whether there is the large attention alone, over all phrases at every frame.
       threshold: probability from which on a frame is one of a wake word.
+      least: frames of a wake word in a row that are taken for one that was said.
       block: frames that are worked on together in whole utterances.
 
     Raises:
@@ -81,6 +82,7 @@ class WakeWordConfig:
     spotter: int = 16
     single: bool = False
     threshold: float = 0.5
+    least: int = 3
     block: int = 64
 
     def __post_init__(self):

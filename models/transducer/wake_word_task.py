@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,29 @@ from models.transducer.task import MEMORIES, Batch, TransducerTask
 from models.transducer.wake_word import Memories, WakeWordConfig
 from zojax.train.task import Metrics
 
-__all__ = ["WakeWordTask"]
+__all__ = ["Hearing", "WakeWordTask"]
 
 Params = Any
 
 LARGE, SMALL, NONE = range(3)  # of `wake_word.branches`; a frame of padding has none
 
 NOTHING: Mapping[str, Any] = {"wake": jnp.zeros((0, 1), jnp.int32), "catalogue": jnp.zeros((0, 1), jnp.int32)}
+
+
+class Hearing(NamedTuple):
+    """What a stream keeps beside the encoder's state.
+
+    Attributes:
+      spotter: its state; None without one.
+      streak: frames in a row, up to now, that are of a wake word.
+      said: wake words that were heard: streaks of `least` frames.
+      memories: keys and values.
+    """
+
+    spotter: Any
+    streak: Int[Array, "b"]
+    said: Int[Array, "b"]
+    memories: Memories
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,18 +119,18 @@ class WakeWordTask(TransducerTask):
 
     def stream_state(self, params: Params, rows: int) -> Any:
         spotter = None if self.wake.single else wake_word.spot_state(self.wake, rows)
+        none = jnp.zeros(rows, jnp.int32)
         # The keys and values are made once, here.
-        return super().stream_state(params, rows), spotter, self._memories(params, {})
+        return super().stream_state(params, rows), Hearing(spotter, none, none, self._memories(params, {}))
 
     def encode_step(self, params: Params, x: Array, mask: Array, state: Any) -> tuple[Array, Array, Any]:
-        inner, spotter, memories = state
-        frames, mask, inner = super().encode_step(params, x, mask, inner)
-        frames, spotter = self._step(params, frames, mask, spotter, memories)
-        return frames, mask, (inner, spotter, memories)
+        frames, mask, inner = super().encode_step(params, x, mask, state[0])
+        frames, hearing = self._step(params, frames, mask, state[1])
+        return frames, mask, (inner, hearing)
 
     def encode_flush(self, params: Params, state: Any) -> tuple[Array, Array]:
         frames, mask = super().encode_flush(params, state[0])
-        return self._step(params, frames, mask, *state[1:])[0] if frames.shape[1] else frames, mask
+        return self._step(params, frames, mask, state[1])[0] if frames.shape[1] else frames, mask
 
     def with_catalogue(self, params: Params, catalogue: Mapping[str, Any]) -> Params:
         """A tree that remembers phrases, as the class describes them; they come before those of a batch."""
@@ -133,14 +149,19 @@ class WakeWordTask(TransducerTask):
         frames, mask = super().encode(params, batch)
         return self._choice(params, frames, mask)[0] == SMALL
 
-    def _step(self, params, frames, mask, spotter, memories) -> tuple[Array, Any]:
-        """The next frames of the encoder, biased, and the spotter's state."""
-        choice = jnp.where(mask, LARGE, NONE)
+    def _step(self, params, frames, mask, hearing: Hearing) -> tuple[Array, Hearing]:
+        """The next frames of the encoder, biased, and what is heard with them."""
+        choice, spotter = jnp.where(mask, LARGE, NONE), hearing.spotter
         if not self.wake.single:
             logits, spotter = wake_word.spot_step(self.wake, params["wake"], frames, mask, spotter)
             choice = jnp.where(mask & self._hears(logits), SMALL, choice)
-        chosen = wake_word.branches(self.wake, params["wake"], memories)
-        return frames + wake_word.bias_step(chosen, frames, choice), spotter
+        chosen = wake_word.branches(self.wake, params["wake"], hearing.memories)
+        streak, said = hearing.streak, hearing.said
+        for now in choice.T:
+            streak = jnp.where(now == NONE, streak, jnp.where(now == SMALL, streak + 1, 0))
+            said += (now == SMALL) & (streak == self.wake.least)
+        frames = frames + wake_word.bias_step(chosen, frames, choice)
+        return frames, Hearing(spotter, streak, said, hearing.memories)
 
     def _sides(self, params, batch, key, step) -> tuple[Array, Array, Array, Array, Any]:
         """Those of `TransducerTask`, biased; then the spotter's logits and what they should be, where it is known."""

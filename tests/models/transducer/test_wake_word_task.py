@@ -14,11 +14,12 @@ from models.transducer.predictor import StatelessConfig
 from models.transducer.task import TransducerTask
 from models.transducer.wake_word import WakeWordConfig, jittered
 from models.transducer.wake_word_task import WakeWordTask
+from zojax.metrics import runs
 
 RNG = np.random.default_rng(0)
 WORDS = StatelessConfig(vocab_size=5, embedding=3)
 CONFIG = TransducerConfig(encoder=LstmConfig(d_in=2, stack=2, layers=1, hidden=4), predictor=WORDS, joint=6)
-WAKE = WakeWordConfig(width=6, classes=5, embedding=3, hidden=2, small=2, large=4, spotter=3, block=4)
+WAKE = WakeWordConfig(width=6, classes=5, embedding=3, hidden=2, small=2, large=4, spotter=3, least=1, block=4)
 TASK = WakeWordTask(config=CONFIG, wake=WAKE, chunk=3, jitter=2, spotting=0.5)
 PHRASES = {"wake": jnp.array([[1, 2]]), "catalogue": jnp.array([[3, 1, 2], [4, 0, 0]])}
 BATCH = {
@@ -122,6 +123,11 @@ def test_streams_are_the_wholes(params):
         y, _, state = step(known, x[:, start : start + 4], real[:, start : start + 4], state)
         parts.append(y)
     streamed = np.concatenate(parts, axis=1)
+    said = [
+        len(runs(row[real_row].tolist(), WAKE.least)) for row, real_row in zip(hears, np.asarray(mask), strict=True)
+    ]
+    assert state[1].said.tolist() == said
+    assert max(said) > 0
     # Row 2 has no weight: `features` silences it, and its mask is True.
     np.testing.assert_allclose(streamed[mask], frames[mask], rtol=1e-5, atol=1e-6)  # float32, products of other shapes
     assert TASK.encode_flush(known, state)[0].shape == (3, 0, 6)
