@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from configs import an4_fusion, commands_fusion
 from launch import compare_speech, evaluate_speech, recogniser, recognition, schema, signals, speech, streams
 from launch import eval as eval_program
 from launch import train as train_program
 from launch import transcribe as transcribe_program
+from models.transducer.sizes import abstract
 from tests.launch.test_speech import TONES, fields, write_tones  # noqa: F401 (a fixture)
 from zojax.data.audio import prepared
 from zojax.data.audio.features import log_mel
@@ -242,6 +244,19 @@ def test_recordings_of_a_real_array(trained, found, zojax_data):
 def test_refusals_name_the_field(fields, changes, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
         config_of(fields, **changes)
+
+
+@pytest.mark.parametrize("module", [commands_fusion, an4_fusion], ids=["commands", "an4"])
+def test_a_fusion_is_small_beside_its_transducer(module):
+    """Each way of each config; the paper has at most 2 % more weights."""
+    for way in module.WAYS:
+        config = module.get_config(way)
+        schema.check(config)
+        of_fusion, of_all = signals.share(abstract(speech.model_config(config, 28)))
+        assert (of_fusion > 0) == (config.speech.fusion != "none")
+        assert of_fusion < 0.02 * of_all
+    with pytest.raises(ValueError, match=r"_fusion\.py:mean: it must be one of beam, microphone_1"):
+        module.get_config("mean")
 
 
 def test_a_row_without_such_an_utterance_has_no_rate(found):
