@@ -53,6 +53,23 @@ def test_the_program(tmp_path, capsys):
     assert found.endswith(": fewer errors")
 
 
+def test_utterances_by_how_the_beam_is_steered(tmp_path, capsys):
+    folders = [write(tmp_path / name, texts) for name, texts in (("one", ["a b", "a b c d"]), ("other", ["a b", "a"]))]
+    for folder in folders:
+        path = tmp_path / folder / "heard_test_best.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        steered = zip(rows, ("right", "wrong"), strict=True)
+        path.write_text("".join(json.dumps(row | {"beam": kind}) + "\n" for row, kind in steered))
+    arguments = [f"--runs={folders[0]}", f"--baseline={folders[1]}"]
+    for kind, rates in (("right", ("50.00%", "50.00%")), ("wrong", ("0.00%", "75.00%"))):
+        assert compare_speech.main(["compare", *arguments, f"--beam={kind}"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[1] for line in lines[:2]] == list(rates)
+    plain = write(tmp_path / "plain", ["a b c d"])
+    assert compare_speech.main(["compare", f"--runs={plain}", f"--baseline={plain}", "--beam=wrong"]) == 2
+    assert "no utterance whose beam is wrong" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("runs", "search", "message"),
     [
