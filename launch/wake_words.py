@@ -299,7 +299,7 @@ def operations(config: WakeWordConfig, wake_words: int, catalogue: int) -> dict[
       catalogue: phrases in it.
 
     Returns:
-      "inside" and "outside" of wake words, the spotter's among them; with `single` both are the same.
+      "inside" and "outside" of wake words, the "spotter"'s among them; with `single` both are alike, and it has none.
     """
     params = jax.eval_shape(lambda: wake_word.init(config, jax.random.key(0)))
     words, names = (jnp.ones((count, 1), jnp.int32) for count in (wake_words, catalogue))
@@ -310,11 +310,10 @@ def operations(config: WakeWordConfig, wake_words: int, catalogue: int) -> dict[
         return lambda p, m: wake_word.branches(config, p, m)[number](x[0])
 
     if config.single:
-        return dict.fromkeys(("inside", "outside"), _flops(branch(0), params, memories))
+        return dict.fromkeys(("inside", "outside"), _flops(branch(0), params, memories)) | {"spotter": 0.0}
     spotter = _flops(lambda p: wake_word.spot(config, p, x, mask), params)
-    return {
-        name: spotter + _flops(branch(number), params, memories) for name, number in (("outside", 0), ("inside", 1))
-    }
+    own = {name: _flops(branch(number), params, memories) for name, number in (("outside", 0), ("inside", 1))}
+    return {name: spotter + value for name, value in own.items()} | {"spotter": spotter}
 
 
 def _flops(function: Callable[..., Any], *args: Any) -> float:

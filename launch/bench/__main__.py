@@ -37,6 +37,7 @@ NAMES = (
     "tensor_train",
     "kernels",
     "hub_import",
+    "wake_word",
 )
 BENCHES: dict[str, Callable[[], Bench]] = {name: functools.partial(_load, name) for name in NAMES}
 
