@@ -1,11 +1,20 @@
 """Shapes are checked while the tests run, JAX stays on the CPU, and data outside the checkout is optional."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before anything imports jax: the suite gives the same answers on every machine.
 # JAX_PLATFORMS=cuda (or tpu), set outside, runs it on an accelerator instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# What one test has compiled the others load, in all workers and in the programs that tests start: a quarter of the time.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="zojax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 from jaxtyping import install_import_hook

@@ -126,6 +126,11 @@ class Letters:
         return " ".join(str(int(label)) for label in labels)
 
 
+def placed(tree: Any) -> Any:
+    """On the device, as a checkpoint's: a step that finds some arrays there and others not is compiled again."""
+    return jax.device_put(tree, jax.devices()[0])
+
+
 def test_training_goes_on_where_it_stopped(start):
     """The annealing of a run in two parts goes on with the step that is due, to the same bits."""
     options = {"integer__weights": "gq", "integer__bits": 4, "integer__soft_steps": 3, "integer__every": 2}
@@ -140,11 +145,12 @@ def test_training_goes_on_where_it_stopped(start):
 
     made = build(config, splits=("dev",))
     start_at = jax.device_get(flat(made.params))
-    params, state = steps(made, made.params, made.method.init(made.params), (1, 2))
+    params = placed(made.params)
+    params, state = steps(made, params, made.method.init(params), (1, 2))
     place, kept = made.batches.get_state(), jax.device_get((params, state))
     whole, _ = steps(made, params, state, (3, 4, 5))
     made.batches.set_state(place)
-    params, state = jax.tree.map(jax.numpy.asarray, kept)
+    params, state = placed(kept)
     parts, _ = steps(made, params, state, (3, 4, 5))
     for path, leaf in flat(whole).items():
         np.testing.assert_array_equal(leaf, flat(parts)[path], err_msg=path)
@@ -193,7 +199,8 @@ def test_a_run_on_the_same_accelerator_keeps_its_formats(start, tmp_path):
 def test_s8bqat_compresses_and_pulls(start):
     config = config_of(changed(start, **WAYS["s8bqat"], integer__strength=10.0))
     made = build(config, splits=("dev",))
-    params, state = made.params, made.method.init(made.params)
+    params = placed(made.params)
+    state = made.method.init(params)
     levels = cosine.tables(made.params, rules(), (Depth(pattern="", bits=2),))
     counts = []
     for step in (1, 2, 3):

@@ -53,6 +53,16 @@ def uninterrupted(request, tmp_path_factory):
     return request.param, method, result, outcome(workdir)
 
 
+@pytest.mark.parametrize("name", ["momentum", "first_order"])
+def test_a_program_is_compiled_once(tmp_path, name, caplog):
+    """Arrays of the first step that lie elsewhere than later ones would have the same program compiled again."""
+    with jax.log_compiles():
+        toy.run(tmp_path, name, method=toy.make_method(toy.Toy(), name))
+    compiled = [record.getMessage().split()[1] for record in caplog.records if record.msg.startswith("Compiling")]
+    own = [program for program in compiled if program in ("jit(measure)", "jit(apply)", "jit(step)")]
+    assert sorted(own) == (["jit(apply)", "jit(measure)"] if name == "momentum" else ["jit(step)"])
+
+
 def test_killed_at_random_moments(uninterrupted, tmp_path):
     name, _, result, expected = uninterrupted
     # Compiled once, so that the processes spend their lives in the loop.

@@ -178,7 +178,7 @@ def zeroth_order(
         constant = lambda candidate: jnp.float32(0)  # noqa: E731
         return jax.eval_shape(lambda t, s: tx.measure(t, s, constant), trainable, opt_state)
 
-    return Method(jax.jit(tx.init), step, apply, scalars_like, forwards, description, metrics)
+    return Method(_init(tx), step, apply, scalars_like, forwards, description, metrics)
 
 
 def first_order(task: Task, tx: optax.GradientTransformation, *, description: str, microbatches: int = 1) -> Method:
@@ -226,7 +226,13 @@ def first_order(task: Task, tx: optax.GradientTransformation, *, description: st
         del trainable, opt_state
         return dict.fromkeys(("value", "grad_norm"), jax.ShapeDtypeStruct((), jnp.float32))
 
-    return Method(jax.jit(tx.init), step, None, scalars_like, lambda probes, step: 3, description)
+    return Method(_init(tx), step, None, scalars_like, lambda probes, step: 3, description)
+
+
+def _init(tx: optax.GradientTransformation) -> Callable[[Params], Any]:
+    # keep_unused: a state of constants is then committed to where the weights are, as that of every later step is.
+    # Otherwise the programs of a step are compiled twice.
+    return jax.jit(tx.init, keep_unused=True)
 
 
 def _parts(batch: Any, key: jax.Array, count: int) -> tuple[Any, jax.Array]:
