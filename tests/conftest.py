@@ -10,7 +10,7 @@ from pathlib import Path
 # JAX_PLATFORMS=cuda (or tpu), set outside, runs it on an accelerator instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# What one test has compiled the others load, in all workers and in the programs that tests start: a quarter of the time.
+# What one test has compiled the others load, in all workers and in programs that tests start: a quarter of the time.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="zojax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
