@@ -273,10 +273,6 @@ class _Blocks(Layer):
         (x, mask), blocks = self._scan(body)(self.stacked, (x, mask), state["blocks"])
         return x, mask, {"blocks": blocks, "begun": begun}
 
-    def flush(self, state: State) -> tuple[Output, OutputMask]:
-        batch = state["begun"].shape[0]
-        return self.step(jnp.zeros((batch, 1, self.d_in)), jnp.zeros((batch, 1), bool), state)[:2]
-
     def _scan(self, body):
         return nn.scan(
             body,
@@ -315,6 +311,12 @@ class Ancat(Serial):
         assert isinstance(last, _Blocks)
         x, spans = last.look(x, mask, temperature)
         return x, mask, spans
+
+    def flush(self, state: State) -> tuple[Output, OutputMask]:
+        # One block says that the stream has ended; then nothing waits any longer.
+        batch = jax.tree.leaves(state)[0].shape[0]
+        x, mask = jnp.zeros((batch, self.block, self.d_in)), jnp.zeros((batch, self.block), bool)
+        return self.step(x, mask, state)[:2]
 
 
 def ancat_encoder(config: AncatConfig) -> Ancat:
