@@ -1,4 +1,4 @@
-"""Spoken commands by ANCAT: a small Conformer transducer whose frames choose how far to look ahead, in minutes.
+"""Spoken commands by ANCAT: a small Conformer transducer whose frames choose how far to look ahead.
 
 The data, synthetic speech, are those of `configs/commands_rnnt.py`; an encoder frame is 40 ms. The argument names the
 encoder: ancat, or what it is compared with, of equal size: causal; ahead, of which each frame of each layer looks one
