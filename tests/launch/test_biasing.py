@@ -61,10 +61,10 @@ def fields(tiny, folder):
 
 @pytest.fixture(scope="module")
 def runs(fields, folder, tmp_path_factory):
-    """The folders of a base of random weights, and of adapters of subwords and characters on it."""
+    """The folders of a base of random weights, and of adapters on it."""
     adapted = copy.deepcopy(fields) | {"trainable": ("^biasing/",)}
     adapted["model"]["weights"] = str(folder / "base")
-    adapted["biasing"]["kind"] = "acoustic"
+    adapted["biasing"]["kind"] = "subword"
     adapted["train"]["steps"] = 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOJAX_CACHE", str(tmp_path_factory.getbasetemp() / "zojax_cache"))
@@ -115,11 +115,9 @@ def texts(run):
 
 
 def test_shallow_fusion_writes_what_is_listed(runs, folder, capsys):
-    """A base that has learned nothing writes what it is paid for."""
+    """A base that has learned nothing writes what it is paid for: the other order of its letters."""
     (folder / "one.txt").write_text("ab\n")
     wave = str(folder / "0.wav")
-    assert transcribe_program.main(["t", wave, f"--workdir={runs[0]}", "--weights=last"]) == 0
-    assert "ab" not in capsys.readouterr().out.split("\t")[1]
     arguments = [f"--workdir={runs[0]}", "--weights=last", f"--bias={folder / 'one.txt'}", "--boost=50"]
     assert transcribe_program.main(["t", wave, *arguments]) == 0
     whole = capsys.readouterr().out.split("\t")[1]

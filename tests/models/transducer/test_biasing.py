@@ -147,16 +147,18 @@ def test_each_reading_of_a_phrase_counts_and_the_order_of_a_list_does_not(run):
 def test_a_search_meets_what_training_has(run):
     """Frames, and the outputs of two hypotheses an utterance, are those of the loss."""
     memories = run.remember(run.params, CATALOGUE)
-    frames, mask = transducer(CONFIG).apply({"params": run.params}, *run.task.features(BATCH), method="encode")
-    frames = biased.bias_frames(CONFIG, BIASING, run.params, frames, memories)
-    wanted = run.task._sides(run.params, BATCH | {"catalogue": CATALOGUE}, None)
-    np.testing.assert_allclose(frames[mask], wanted[0][mask], rtol=1e-5, atol=1e-5)  # float32 in another order
+    plain = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
+    symbols = transducer(CONFIG).apply({"params": run.params}, BATCH["labels"], method="predict")
+    train = jax.jit(lambda *sides: biased.bias(CONFIG, BIASING, run.params, CATALOGUE, *sides))
+    wanted = train(plain, symbols, BATCH["labels"])
+    frames = biased.bias_frames(CONFIG, BIASING, run.params, plain, memories)
+    np.testing.assert_allclose(frames, wanted[0], rtol=1e-5, atol=1e-5)  # float32 in another order
     model = biased.biased_decodable(CONFIG, BIASING, run.params, memories)
     state, step = model.initial_state(4), jax.jit(lambda labels, state: model.predict(labels, state))
     for u, labels in enumerate(np.pad(BATCH["labels"], ((0, 0), (1, 0))).T):
         symbols, state = step(jnp.repeat(jnp.asarray(labels), 2), state)
         real = u <= np.asarray(BATCH["label_lengths"])
-        np.testing.assert_allclose(symbols[::2][real], wanted[2][real, u], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(symbols[::2][real], wanted[1][real, u], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(symbols[::2], symbols[1::2])
 
 
@@ -185,7 +187,7 @@ def test_adapters_move_by_probes_while_the_base_stays(run):
     def value(params):
         return run.task.loss(merge(params, frozen), batch)[0]
 
-    probes = chain(spsa(1e-3, num_samples=4, key=jax.random.key(0)), optax.sgd(3e-3))
+    probes = chain(spsa(1e-3, key=jax.random.key(0)), optax.sgd(1e-3))
 
     @jax.jit
     def steps(params):
@@ -194,7 +196,7 @@ def test_adapters_move_by_probes_while_the_base_stays(run):
             updates, state = probes.update(None, state, params, value_fn=value)
             return (optax.apply_updates(params, updates), state), None
 
-        return jax.lax.scan(step, (params, probes.init(params)), length=20)[0][0]
+        return jax.lax.scan(step, (params, probes.init(params)), length=60)[0][0]
 
     moved = merge(steps(trainable), frozen)
     assert run.loss(moved, batch) < run.loss(run.params, batch)
