@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.transducer.ancat import AncatConfig, LookAhead, ancat_encoder
+from models.transducer.ancat import Ancat, AncatConfig, LookAhead, ancat_encoder
 from models.transducer.combine import STACKED
+from models.transducer.fusion import FusionConfig
 from models.transducer.lookahead import LookAheadLoss, waits_for
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig, transducer
@@ -181,6 +182,13 @@ def test_latency_is_stated_at_most():
         AncatConfig(reach=0)
     with pytest.raises(ValueError, match=r"width is 10"):
         AncatConfig(width=10, heads=4)
+
+
+def test_several_signals_may_come_before_it():
+    config = TransducerConfig(encoder=CONFIG, predictor=WORDS, joint=5, fusion=FusionConfig(kind="cnn", bins=4))
+    encoder = transducer(config).encoder
+    assert isinstance(encoder, Ancat)  # which can be asked for its spans
+    assert encoder.latency == ancat_encoder(CONFIG).latency
 
 
 WORDS = StatelessConfig(vocab_size=4, embedding=3)
