@@ -108,8 +108,6 @@ def _check_speech(config: Config) -> None:
     if (speech.fusion == "none") != (len(speech.signals) < 2):
         needed = "one signal or none goes with none, and several with another"
         raise ValueError(f"config.speech.fusion is {speech.fusion!r}, speech.signals {tuple(speech.signals)}; {needed}")
-    if speech.fusion != "none" and speech.encoder == "ancat":
-        raise ValueError(f"config.speech.fusion is {speech.fusion!r}; with ancat it must be 'none'")
     if speech.channel_dropout and speech.fusion == "none":
         raise ValueError(f"config.speech.channel_dropout is {speech.channel_dropout}; without fusion it must be 0")
     if speech.signals and speech.noise != "none":

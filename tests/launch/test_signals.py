@@ -234,7 +234,6 @@ def test_recordings_of_a_real_array(trained, found, zojax_data):
     ("changes", "message"),
     [
         ({"signals": (0, 1)}, r"config.speech.fusion is 'none', speech.signals \(0, 1\)"),
-        ({"signals": (0, 1), "fusion": "cnn", "encoder": "ancat"}, "config.speech.fusion is 'cnn'; with ancat"),
         ({"fusion": "cnn"}, r"config.speech.fusion is 'cnn', speech.signals \(\)"),
         ({"signals": (0, 3)}, "config.speech.signals is"),
         ({"channel_dropout": 0.1}, "config.speech.channel_dropout is 0.1; without fusion it must be 0"),
