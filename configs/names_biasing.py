@@ -17,9 +17,16 @@ The base is runs/names_rnnt:best; another: --config.model.weights=RUN. By forwar
     done
 
 For three seeds: --config.seed=0, 1, 2 with a folder each; --split=dev for choices. With adapters and shallow fusion
-together: --boost. A file of phrases of your own: launch.transcribe --bias=FILE. LibriSpeech's lists: a base of
-`configs/librispeech_rnnt.py`, --config.biasing.phrases=all_rare_words.txt, and --distractors=test-other.biasing_100.tsv
-in the evaluation.
+together: --boost. A file of phrases of your own: launch.transcribe --bias=FILE.
+
+LibriSpeech's lists, for a base of `configs/librispeech_rnnt.py`, and their own distractors:
+
+    python -m launch.train --config=configs/librispeech_rnnt.py:FOLDER --workdir=runs/librispeech_both \
+        --config.model.weights=runs/librispeech_rnnt:best --config.trainable="('^biasing/',)" \
+        --config.biasing.kind=both --config.biasing.phrases=all_rare_words.txt
+    python -m launch.eval --workdir=runs/librispeech_both --weights=best --sizes=0,500,1000,2000
+    python -m launch.eval --workdir=runs/librispeech_both --weights=best --sizes=100 \
+        --distractors=test-clean.biasing_100.tsv,test-other.biasing_100.tsv
 """
 
 from typing import Any

@@ -185,7 +185,7 @@ class Lists:
       split: name of the split.
       texts: what is said in it.
       size: distractors to evaluate with; None: as many as the config says.
-      distractors: "drawn" or "alike", see `list_of`.
+      distractors: "drawn" or "alike", see `list_of`; of no use where lists are published.
       published: lists in the place of made ones, by their texts in lower case.
     """
 

@@ -15,7 +15,7 @@ said, for the emission delay.
     python -m launch.eval --workdir=runs/names_both --sizes=0,100,2000 [--distractors=alike] [--boost=0.5]
 
 With --sizes each utterance has a list of phrases, its own and so many distractors: drawn ones, ones that sound alike,
-or those of a file of published lists; the errors on its own phrases and on other words are told apart. 0 is an empty
+or those of files of published lists; the errors on its own phrases and on other words are told apart. 0 is an empty
 list. --boost leads the searches by an automaton, which is all that a run without adapters has. The figures go to
 biased_SPLIT_WEIGHTS_DISTRACTORS.jsonl. Exit code 1: a stream gave another text than the whole utterance; 2: a wrong
 request.
@@ -75,7 +75,7 @@ def _define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("listed", None, "file of words whose errors are told apart", flag_values=values)
     flags.DEFINE_list("sizes", [], "distractors in each utterance's list of phrases", flag_values=values)
-    flags.DEFINE_string("distractors", "drawn", "drawn, alike, or a file of published lists", flag_values=values)
+    flags.DEFINE_string("distractors", "drawn", "drawn, alike, or files of published lists", flag_values=values)
     flags.DEFINE_float("boost", 0.0, "nats a label of a phrase in the searches", lower_bound=0, flag_values=values)
     flags.DEFINE_string("aligner", None, "run of speech that says when words are said", flag_values=values)
 

@@ -75,7 +75,7 @@ def run(
       split: examples.
       beam: hypotheses of the second search; 0: none.
       sizes: distractors in the lists; 0: an empty list.
-      distractors: "drawn", "alike", or a file of published lists.
+      distractors: "drawn", "alike", or files of published lists, parted by commas.
       boost: reward of a phrase's label in the search, in nats; 0: none.
 
     Raises:
@@ -88,12 +88,13 @@ def run(
         raise ValueError(f"--sizes={sizes}: the run has no adapters to phrases; --boost=NATS is needed, or --sizes=0")
     published = None
     if distractors not in ("drawn", "alike"):
-        published = {one.text.lower(): one for one in read_lists(distractors).values()}
+        published = {one.text.lower(): one for path in distractors.split(",") for one in read_lists(path).values()}
     plain, texts = speech.evaluation(found.config, found.units, split), speech.texts(found.config, split)
     records, rows = [], []
     for size in sizes:
-        kind = "drawn" if published else distractors
-        lists = biasing.Lists(found.config, found.units, split, texts, size=size, distractors=kind, published=published)
+        lists = biasing.Lists(
+            found.config, found.units, split, texts, size=size, distractors=distractors, published=published
+        )
         batches = _Listed(plain, lists, adapters=adapters, alone=boost > 0)
         try:
             made = evaluate_speech.conditions(found, batches, beam, _lead(found, lists, boost))
@@ -108,7 +109,8 @@ def run(
             values = record(found, named) | loss | figures(row, lists)
             records.append(values | {"size": size, "distractors": distractors, "boost": boost})
             rows.append(named)
-    name = "_".join([split, which, *(["boost"] if boost else []), *([Path(distractors).stem] if any(sizes) else [])])
+    kind = "published" if published else distractors
+    name = "_".join([split, which, *(["boost"] if boost else []), *([kind] if any(sizes) else [])])
     evaluate_speech.save(workdir, f"heard_{name}.jsonl", rows)
     lines = [json.dumps({"split": split, "weights": which, **one}) + "\n" for one in records]
     (workdir / f"biased_{name}.jsonl").write_text("".join(lines), encoding="utf-8")

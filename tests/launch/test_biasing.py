@@ -21,7 +21,7 @@ from launch.speech_shapes import shapes
 from models.transducer.task import TransducerTask
 from zojax.data.audio.units import CharacterUnits
 from zojax.data.audio.waves import RATE
-from zojax.data.catalogues import Lexicon
+from zojax.data.catalogues import Lexicon, read_lists
 
 WORDS = ("abba", "baab", "aa", "bb", "abab")
 
@@ -178,6 +178,18 @@ def test_lists_to_train_on_are_functions_of_seed_and_step(fields):
     # Number 5 of four utterances is the second at another speed.
     kept = [lists().training([5], step)["pieces"][0, :3].tolist() == [2, 2, 0] for step in range(200)]
     assert 120 < sum(kept) < 190  # four in five, and more where it comes first by chance
+
+
+def test_published_lists_are_found_by_what_is_said_in_whatever_case(fields, folder):
+    config = ml_collections.ConfigDict(copy.deepcopy(fields))
+    (folder / "lists.tsv").write_text('1-1\tabba baab\t["baab"]\t["baab", "bab"]\n2-1\taa\t[]\t["bab"]\n')
+    published = {one.text: one for one in read_lists(folder / "lists.tsv").values()}
+    made = CharacterUnits(characters=" AB")
+    lists = biasing.Lists(config, made, "test", ["AA", "ABBA BAAB", "BB"], size=100, published=published)
+    assert (lists.own(0), lists.own(1)) == ((), ("BAAB",))
+    assert (lists.of(0), lists.of(1), lists.of(-1)) == (("BAB",), ("BAAB", "BAB"), ())
+    with pytest.raises(ValueError, match="the published lists have none for 'BB'"):
+        lists.of(2)
 
 
 def test_an_evaluation_list_is_its_own_phrases_and_the_same_distractors_for_every_run():
