@@ -2,48 +2,19 @@
 
 import copy
 import json
-from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
 from launch import eval as eval_program
-from launch import export, exported, interpreter, recogniser, schema, speech
+from launch import export, exported, interpreter, recogniser, schema
 from launch import transcribe as transcribe_program
 from launch.build import build
 from models.transducer.deployed import DeployedTask
 from models.transducer.integer_formats import FEATURES
-from tests.launch.test_signals import corpus, fields  # noqa: F401 (fixtures)
+from tests.launch.test_signals import corpus, fields, of_module, write_run  # noqa: F401 (fixtures)
 from zojax.data.audio.waves import read_wave
-from zojax.train import checkpoint
-
-# Nats by which the blank is likelier than random weights say: each utterance has labels, and there is room for them.
-QUIET = 1.6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def of_module(tmp_path_factory):
-    """Prepared data sets stay out of the user's cache, for the fixtures of this module too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZOJAX_CACHE", str(tmp_path_factory.getbasetemp() / "zojax_cache"))
-        yield
-
-
-def write_run(fields, folder, params=None):  # noqa: F811
-    """The folder of a run without a step, and its weights: those given, or new ones with a likelier blank."""
-    config: Any = ml_collections.ConfigDict(copy.deepcopy(fields))
-    schema.check(config)
-    folder.mkdir()
-    schema.save(folder, config)
-    speech.save_units(config, folder)
-    if params is None:
-        params = build(config, splits=("dev",)).params
-        bias = params["joiner"]["output"]["bias"]
-        params["joiner"]["output"]["bias"] = bias.at[0].add(QUIET)
-    checkpoint.save(folder / "base", params, {"step": 0})
-    return folder, params
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +69,17 @@ def test_a_run_and_its_export_hear_what_the_interpreter_hears(run, found, file, 
             alone.hear(codes)
         want.append(found.units.decode(alone.labels))
     assert all(want)
+    # The file holds the integers of the run, so that one set of programs will do for both.
+    again = recogniser.of_export(exported.read(file))
+    assert again.units == found.units
+    for one, other in zip(jax.tree.leaves(again.params), jax.tree.leaves(found.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.setattr(recogniser, "of_export", lambda _: again)
+    monkeypatch.setattr(recogniser, "load", lambda *_: again._replace(config=found.config))
     capsys.readouterr()
     assert transcribe_program.main(["transcribe", *paths, f"--export={file}", "--stream"]) == 0
     assert labels_of(capsys.readouterr().out) == want
     # So does the table of the run, of whole utterances and of streams.
-    monkeypatch.setattr(recogniser, "load", lambda *_: found)  # one task, one set of programs
     assert eval_program.main(["eval", f"--workdir={run}", "--weights=last", "--split=test", "--beam=0"]) == 0
     heard = [json.loads(line) for line in (run / "heard_test_last.jsonl").read_text().splitlines()]
     assert [(row["greedy whole"], row["greedy stream"]) for row in heard] == [(text, text) for text in want]
@@ -110,10 +87,6 @@ def test_a_run_and_its_export_hear_what_the_interpreter_hears(run, found, file, 
     assert all(np.isfinite(record["loss"]) for record in records)
     assert transcribe_program.main(["transcribe", paths[0], f"--workdir={run}", "--stream"]) == 0
     assert labels_of(capsys.readouterr().out)[-1:] == want[:1]
-    again = recogniser.of_export(exported.read(file))
-    assert again.units == found.units
-    for one, other in zip(jax.tree.leaves(again.params), jax.tree.leaves(found.params), strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_refusals(file, run, found, capsys, monkeypatch):
