@@ -55,7 +55,7 @@ def trained(fields, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("wake")
     base = copy.deepcopy(fields)
     base["train"] |= {"steps": 40, "eval_every": 0, "keep_best": "none"}
-    base["speech"] |= {"speeds": (100,)}
+    base["speech"] |= {"speeds": (100,), "acoustic": 0.0, "frequency_masks": 0, "time_masks": 0, "gain": 0.0}
     dual = copy.deepcopy(base) | {"trainable": ("^wake/",)}
     dual["model"]["weights"] = f"{folder / 'base'}:last"
     dual["wake"] |= {"attention": "dual"}
