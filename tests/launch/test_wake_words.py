@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from launch import eval as eval_program
-from launch import recogniser, recognition, schema, signals, speech, wake_words
-from launch import train as train_program
+from launch import recogniser, schema, signals, speech, wake_words
 from launch import transcribe as transcribe_program
+from launch.build import build
 from models.transducer.task import TransducerTask
 from models.transducer.wake_word_task import WakeWordTask
+from tests.launch.test_signals import write_run
 from tests.launch.test_speech import TONES, fields, write_tones  # noqa: F401 (a fixture)
 from zojax.data.audio.units import CharacterUnits
 from zojax.data.audio.waves import RATE
+from zojax.trees import merge
 
 
 @pytest.fixture(scope="session")
@@ -51,30 +53,27 @@ def config_of(fields, **changes) -> Any:  # noqa: F811
 
 @pytest.fixture(scope="module")
 def trained(fields, tmp_path_factory):  # noqa: F811
-    """The folder of a run without phrases, and of one with dual attention on top of it."""
+    """The folders of a run without phrases, and of one with dual attention on top of it; neither has taken a step."""
     folder = tmp_path_factory.mktemp("wake")
     base = copy.deepcopy(fields)
-    base["train"] |= {"steps": 40, "eval_every": 0, "keep_best": "none"}
-    base["speech"] |= {"speeds": (100,), "acoustic": 0.0, "frequency_masks": 0, "time_masks": 0, "gain": 0.0}
+    base["train"] |= {"steps": 0, "eval_every": 0, "keep_best": "none"}
+    base["speech"] |= {"speeds": (100,), "acoustic": 0.0}
     dual = copy.deepcopy(base) | {"trainable": ("^wake/",)}
-    dual["model"]["weights"] = f"{folder / 'base'}:last"
+    dual["model"]["weights"] = f"{folder / 'base'}:base"
     dual["wake"] |= {"attention": "dual"}
-    dual["train"]["steps"] = 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOJAX_CACHE", str(tmp_path_factory.getbasetemp() / "zojax_cache"))
-        patch.setattr(recognition, "table", lambda *_: "")  # its programs would be compiled for nothing
-        for name, found in (("base", base), ("dual", dual)):
-            path = folder / f"{name}.py"
-            path.write_text(
-                f"import ml_collections\ndef get_config(a=''):\n    return ml_collections.ConfigDict({found!r})\n"
-            )
-            assert train_program.main(["train", f"--config={path}", f"--workdir={folder / name}"]) == 0
-    return folder
+        write_run(base, folder / "base")
+        run = build(config_of(dual), splits=("dev",))
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), run.params)
+        write_run(dual, folder / "dual", params)
+    return folder, run
 
 
 @pytest.fixture(scope="module")
 def found(trained):
-    return recogniser.load(trained / "dual", "last")
+    return recogniser.load(trained[0] / "dual", "base")
 
 
 def test_batches_have_phrases_and_spans(fields):  # noqa: F811
@@ -107,21 +106,28 @@ def test_batches_have_phrases_and_spans(fields):  # noqa: F811
 
 
 def test_a_run_on_top_of_another_trains_the_attentions_alone(trained, found):
-    base = recogniser.load(trained / "base", "last")
+    folder, run = trained
+    base = recogniser.load(folder / "base", "base")
     assert isinstance(found.task, WakeWordTask)
     assert found.params.keys() - base.params.keys() == {"wake"}
     for name, tree in base.params.items():
         for one, other in zip(jax.tree.leaves(tree), jax.tree.leaves(found.params[name]), strict=True):
             np.testing.assert_array_equal(one, other)
-    for name in ("small", "large"):
-        assert np.abs(found.params["wake"][name]["output"]["kernel"]).max() > 0
+    assert [jax.tree.leaves(tree) != [] for tree in run.params.values()].count(True) == 1
+    # Its batches fit its loss.
+    batch = next(run.batches)
+    gradient = jax.eval_shape(jax.grad(lambda p: run.task.loss(merge(p, run.frozen), batch)[0]), run.params)
+    assert jax.tree.map(np.shape, gradient) == jax.tree.map(np.shape, run.params)
     assert wake_words.remembering(base.task, base.params, base.units, wake_words.Lists((), ())) is base.params
 
 
 def test_the_table_judges_wake_words(trained, found, capsys):
-    assert eval_program.main(["eval", f"--workdir={trained / 'dual'}", "--split=dev", "--beam=0"]) == 0
+    assert (
+        eval_program.main(["eval", f"--workdir={trained[0] / 'dual'}", "--weights=base", "--split=dev", "--beam=0"])
+        == 0
+    )
     out = capsys.readouterr().out
-    record = json.loads((trained / "dual" / "recognised_dev_last.jsonl").read_text().splitlines()[0])
+    record = json.loads((trained[0] / "dual" / "recognised_dev_base.jsonl").read_text().splitlines()[0])
     assert "wake F1" in out
     assert "B-WER" in out
     assert out.count("attention: MFLOP a frame") == 1
