@@ -31,6 +31,8 @@ import ml_collections
 
 from configs.base import get_base
 
+ARGUMENTS = ("", "single:runs/wake:best", "dual:runs/wake:best")
+
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The config; `arg` is nothing for the transducer alone, or "single:RUN" or "dual:RUN", RUN as model.weights."""

@@ -12,6 +12,9 @@ from zojax.data.audio.waves import RATE
 
 __all__ = ["Shapes", "shapes"]
 
+# Wake words, and labels of a phrase, where a config has any.
+WAKE_WORDS, PHRASE = 5, 16
+
 
 class Shapes(NamedTuple):
     """A task, and what its loss is given.
@@ -24,7 +27,7 @@ class Shapes(NamedTuple):
 
     task: TransducerTask
     params: Any
-    batch: dict[str, jax.ShapeDtypeStruct]
+    batch: dict[str, Any]
 
 
 def shapes(config: Config, *, seconds: float, labels: int, characters: int = 27) -> Shapes:
@@ -50,7 +53,7 @@ def shapes(config: Config, *, seconds: float, labels: int, characters: int = 27)
     task = speech.make_task(config, (config.speech.pieces or characters) + 1)
     params = jax.eval_shape(task.init, jax.random.key(0))
     of = jax.ShapeDtypeStruct
-    batch = {
+    batch: dict[str, Any] = {
         "pcm": of((rows, samples, *signals.shape(config)), jnp.int16),
         "frame_lengths": of((rows,), jnp.int32),
         "labels": of((rows, labels), jnp.int32),
@@ -59,4 +62,8 @@ def shapes(config: Config, *, seconds: float, labels: int, characters: int = 27)
         "id": of((rows,), jnp.int32),
         "step": of((), jnp.int32),
     }
+    if config.wake.attention != "none":
+        phrases = {"wake": (WAKE_WORDS, PHRASE), "catalogue": (config.wake.catalogue, PHRASE)}
+        batch["phrases"] = {name: of(shape, jnp.int32) for name, shape in phrases.items()}
+        batch["spans"] = of((rows, 2), jnp.int32)
     return Shapes(task, params, batch)

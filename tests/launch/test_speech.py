@@ -316,7 +316,7 @@ def test_words_are_aligned_to_where_they_are(found, corpus):
     assert aligner(np.zeros(0, np.int16), "A") == []
 
 
-LOWERED = ("an4_convrnnt", "an4_conformer_streaming", "librispeech_rnnt", "librispeech_conformer:l")
+LOWERED = ("an4_convrnnt", "an4_conformer_streaming", "librispeech_rnnt", "librispeech_conformer:l", "wake_word:dual:x")
 
 
 @pytest.mark.parametrize("name", LOWERED)
