@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from models.transducer import wake_word
@@ -20,7 +21,8 @@ Params = Any
 
 LARGE, SMALL, NONE = range(3)  # of `wake_word.branches`; a frame of padding has none
 
-NOTHING: Mapping[str, Any] = {"wake": jnp.zeros((0, 1), jnp.int32), "catalogue": jnp.zeros((0, 1), jnp.int32)}
+# Of NumPy: an import must not start JAX, which a program may first have to tell of its devices.
+NOTHING: Mapping[str, Any] = {"wake": np.zeros((0, 1), np.int32), "catalogue": np.zeros((0, 1), np.int32)}
 
 
 class Hearing(NamedTuple):
