@@ -44,7 +44,7 @@ def get_config(kind: str = "both") -> ml_collections.ConfigDict:
     c.biasing.kind = kind
     c.speech.alone = 0
     c.optimizer.learning_rate = 1e-3
-    c.train.steps = 3000
-    c.train.eval_every = 1000
-    c.train.checkpoint_every = 1000
+    c.train.steps = 6000
+    c.train.eval_every = 2000
+    c.train.checkpoint_every = 2000
     return c

@@ -28,7 +28,7 @@ def get_config(source: str = "names") -> ml_collections.ConfigDict:
     c.speech.width = 256
     c.speech.joint = 192
     c.biasing.phrases = "names" if source == "names" else ""
-    c.train.steps = 5000
-    c.train.eval_every = 1000
-    c.train.checkpoint_every = 1000
+    c.train.steps = 8000
+    c.train.eval_every = 2000
+    c.train.checkpoint_every = 2000
     return c

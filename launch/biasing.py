@@ -177,7 +177,8 @@ class Lists:
 
     To train on, an utterance's list is its own phrases, left out in a share of the cases, so that what is not listed
     is learned too; and some of the phrases of its batch: those of the other utterances, and as many drawn ones as the
-    config says. How many, is drawn as well. (Ours.)
+    config says. How many, is drawn as well, its logarithm evenly: attention to one of many phrases is learned from the
+    lists of few, where it is right by chance. (Ours.)
 
     Args:
       config: of the run.
@@ -258,7 +259,7 @@ class Lists:
         lists = []
         for phrases in own:
             kept = generator.random_raw() / 2**64 < c.biasing.keep
-            count = int(generator.random_raw()) % (c.biasing.size + 1)
+            count = int((c.biasing.size + 2) ** (generator.random_raw() / 2**64)) - 1
             order = np.argsort(generator.random_raw(len(pool)), kind="stable")
             others = [phrase for phrase in pool[order] if phrase not in phrases][:count]
             lists.append([*(phrases if kept else ()), *others])

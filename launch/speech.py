@@ -42,7 +42,7 @@ ADAPTERS = ("wake", "biasing")
 MADE: dict[str, tuple[Callable[..., prepared.Source], int]] = {
     "commands": (Commands, 2000),
     "wake": (WakeWords, 4000),
-    "names": (Names, 4000),
+    "names": (Names, 8000),
 }
 
 

@@ -6,7 +6,8 @@ The words of people's names are made of syllables as English may spell them, so 
 and only a list tells which is meant: no model can have heard them. A title is an adjective and a noun; the nouns of a
 split stand in no other. One utterance of six is a command that names nobody.
 
-A split's catalogue has more phrases than are ever said, to draw distractors from.
+A split's catalogue has more phrases than are ever said, to draw distractors from. People of `train` are many, each said
+about once: names that a transducer has learned by heart would need no list, and would teach nothing of one.
 """
 
 import dataclasses
@@ -56,8 +57,8 @@ _VOWELS = ("a", "e", "i", "o", "u", "y", "ee", "ea", "ai", "ay", "ou", "oo")
 _CODAS = ("", "", "n", "nn", "l", "ll", "r", "s", "ss", "m", "ck", "k", "t", "tt", "nd", "x", "f", "ff")
 
 # Words of each split's names, its people, and how many of them and of its titles are ever said.
-_WORDS = {"train": 1200, "dev": 800, "test": 1600}
-_PEOPLE = {"train": (1500, 700), "dev": (1500, 150), "test": (2400, 400)}
+_WORDS = {"train": 6000, "dev": 800, "test": 1600}
+_PEOPLE = {"train": (8000, 8000), "dev": (1500, 150), "test": (2400, 400)}
 _TITLES = {"train": 600, "dev": 60, "test": 200}
 
 # Changes whenever the same fields make other utterances.
@@ -113,7 +114,7 @@ def names(split: str) -> tuple[str, ...]:
 
     Example:
       >>> len(names("test")), names("test")[0], names("test")[-1]
-      (2820, 'jaifwaytt', 'silver desert')
+      (2820, 'dolpeack', 'burning wagon')
     """
     found = _all_names()[split]
     return found.people + found.titles
@@ -137,11 +138,11 @@ class Names:
     Example:
       >>> one = next(Names(seed=0).utterances("test"))
       >>> one["id"], one["text"]
-      ('test-00000', 'tell jendhou that i am late')
+      ('test-00000', 'tell tillpu stymhaik that i am late')
     """
 
     seed: int
-    train: int = 4000
+    train: int = 8000
     dev: int = 300
     test: int = 600
     low_snr: int = 10
