@@ -14,12 +14,12 @@ from launch.endpoints import Aligner, emission_delays, speech_bounds
 from launch.latency import frame_latencies
 from launch.recogniser import Recogniser
 from launch.recognition import encoder_program, search
-from launch.transcribe import factor, stream
+from launch.transcribe import PADDED, factor, stream
 from models.transducer.decode import decode
 from models.transducer.deployed import DeployedTask
 from models.transducer.model import transducer
 from zojax import train
-from zojax.data.audio.features import FilterBank
+from zojax.data.audio.features import FilterBank, num_frames
 from zojax.data.audio.waves import RATE
 from zojax.metrics import BiasedErrors, Errors, biased_errors, character_errors, word_errors
 
@@ -96,11 +96,13 @@ def conditions(found: Recogniser, batches: Sequence[Any], beam: int, lead: Lead 
       RuntimeError: if a stream gives another text than the whole utterance.
     """
     rows = []
+    # One room for labels in all batches and streams, so that what fills it is cut off alike.
+    longest = max(-(-batch["pcm"].shape[1] // PADDED) * PADDED for batch in batches)
     for width in (0, beam) if beam else (0,):
-        rows.append(_whole(found, batches, width, lead))
+        rows.append(_whole(found, batches, width, longest, lead))
         if not can_stream(found):
             continue
-        rows.append(_streamed(found, rows[-1], width, lead))
+        rows.append(_streamed(found, rows[-1], width, longest, lead))
         pairs = zip(*(row.utterances for row in rows[-2:]), strict=True)
         differ = [a.id for a, b in pairs if a.heard != b.heard]
         if differ:
@@ -117,8 +119,9 @@ def can_stream(found: Recogniser) -> bool:
     return True
 
 
-def _whole(found: Recogniser, batches: Sequence[Any], beam: int, lead: Lead) -> Condition:
+def _whole(found: Recogniser, batches: Sequence[Any], beam: int, longest: int, lead: Lead) -> Condition:
     utterances, work, seconds, compiled = [], 0.0, 0.0, set()
+    how = search(-(-num_frames(longest, found.bank) // transducer(found.task.config).encoder.stride), beam)
     program = encoder_program(found.task)
     for batch in batches:
         now = lead(found, batch)
@@ -127,7 +130,7 @@ def _whole(found: Recogniser, batches: Sequence[Any], beam: int, lead: Lead) -> 
         for _ in range(1 if shape in compiled else 2):  # not the time to compile
             began = time.perf_counter()
             frames, mask = program(now.params, batch)
-            best = jax.device_get(decode(search(frames.shape[1], beam), model, frames, mask, fusion=now.boost))
+            best = jax.device_get(decode(how, model, frames, mask, fusion=now.boost))
             took = time.perf_counter() - began
         compiled.add(shape)
         work += took
@@ -154,8 +157,8 @@ def _own(batch: Any, row: int) -> dict[str, Any]:
     return found
 
 
-def _streamed(found: Recogniser, whole: Condition, beam: int, lead: Lead) -> Condition:
-    heard = [stream(lead(found, one.own), one.pcm, beam) for one in whole.utterances]
+def _streamed(found: Recogniser, whole: Condition, beam: int, longest: int, lead: Lead) -> Condition:
+    heard = [stream(lead(found, one.own), one.pcm, beam, longest=longest) for one in whole.utterances]
     utterances = []
     for one, new in zip(whole.utterances, heard, strict=True):
         times = emission_times(found, new.frames, one.waits)

@@ -196,7 +196,7 @@ def transcribe(found: Recogniser, pcm: np.ndarray, beam: int = 0) -> str:
     return found.units.decode(best_labels(best)[0])
 
 
-def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = False) -> Heard:
+def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, longest: int = 0, show: bool = False) -> Heard:
     """What is said in a file, heard piece by piece, as if each came when it had been spoken.
 
     The work on a piece begins when its last sample is there and the piece before is done. Its duration is measured;
@@ -206,6 +206,8 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
       found: what recognises.
       pcm: int16 samples at 16 kHz, [samples] or [samples, signals].
       beam: hypotheses; 0: greedy search.
+      longest: samples for whose labels there is room, if that is more than the file needs; so that one that babbles
+        is cut off where it is in an utterance of so many.
       show: prints each change of the text.
 
     Returns:
@@ -214,8 +216,8 @@ def stream(found: Recogniser, pcm: np.ndarray, beam: int = 0, *, show: bool = Fa
     task, bank = found.task, found.bank
     size = piece_frames(task) * bank.hop
     # Room for what the padded file would be given, so that the searches are one.
-    longest = num_frames(-(-max(len(pcm), 1) // PADDED) * PADDED, bank)
-    how = search(-(-longest // transducer(task.config).encoder.stride), beam)
+    room = num_frames(max(longest, -(-max(len(pcm), 1) // PADDED) * PADDED), bank)
+    how = search(-(-room // transducer(task.config).encoder.stride), beam)
     _warm(found, how, pcm.shape[1:])
     hearing = Stream(task, found.params, bank, how, fusion=found.boost)
     clock, work, shown, said = 0.0, 0.0, "", 0

@@ -299,6 +299,18 @@ def test_eval_is_one_table(trained, tmp_path, capsys):
     assert all(line["greedy whole"] == line["greedy stream"] for line in heard)
 
 
+def test_what_never_ends_is_cut_off_alike(found, fields):
+    """A label at every chance: more than the batch alone has room for."""
+    bias = found.params["joiner"]["output"]["bias"].at[1].add(1e3)
+    joiner = found.params["joiner"] | {"output": found.params["joiner"]["output"] | {"bias": bias}}
+    babbles = found._replace(params=found.params | {"joiner": joiner})
+    batches = speech.evaluation(found.config, found.units, "test")
+    batch = batches[0]
+    rows = evaluate_speech.conditions(babbles, [batch], 0)  # raises where a stream differs
+    assert recognition.search(batch["pcm"].shape[1] // 640, 0).max_labels == 64
+    assert all(max(len(one.labels) for one in row.utterances) > 64 for row in rows)
+
+
 def test_streams_that_differ_end_the_evaluation(trained, monkeypatch, capsys):
     honest = evaluate_speech.stream
     monkeypatch.setattr(evaluate_speech, "stream", lambda *a, **k: honest(*a, **k)._replace(labels=np.array([1])))
