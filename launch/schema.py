@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from configs.base import get_base
 from launch.checks import check_together
 from launch.integer_schema import depth
 
@@ -290,7 +291,7 @@ def save(workdir: Path, config: Config) -> None:
 
 
 def load(workdir: Path) -> Config:
-    """Reads the config of a run.
+    """Reads the config of a run. Fields that were not there when it was written have the defaults of `configs/base.py`.
 
     Raises:
       FileNotFoundError: if the folder holds no run.
@@ -300,8 +301,11 @@ def load(workdir: Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"workdir: {workdir} holds no run (no {FILE})")
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        saved = json.loads(path.read_text())
+        fields = get_base("").to_dict()
+        sections = {name: value | saved.get(name, {}) for name, value in fields.items() if isinstance(value, dict)}
+        config = ml_collections.ConfigDict(saved | sections)
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no config: {error}") from error
     check(config)
     return config

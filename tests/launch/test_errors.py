@@ -1,5 +1,6 @@
 """A wrong request: one line that names the field, the value and what would be right; exit code 2; nothing written."""
 
+import copy
 import json
 
 import ml_collections
@@ -93,6 +94,19 @@ def test_eval_and_replay_need_a_run(program, tmp_path, capsys):
     (tmp_path / schema.FILE).write_text(json.dumps({"seed": 0}))
     assert "config.trainable is missing" in refused(program, [f"--workdir={tmp_path}"], capsys)
     assert not list(tmp_path.glob("*/"))
+
+
+def test_a_run_from_before_a_field_was_there(tiny, tmp_path):
+    older = copy.deepcopy(tiny)
+    del older["biasing"], older["speech"]["signals"]
+    (tmp_path / schema.FILE).write_text(json.dumps(older))
+    config = schema.load(tmp_path)
+    assert config.biasing.kind == "none"
+    assert list(config.speech.signals) == []
+    assert config.speech.width == tiny["speech"]["width"]
+    (tmp_path / schema.FILE).write_text(json.dumps(older | {"biasing": 3}))
+    with pytest.raises(ValueError, match="is no config"):
+        schema.load(tmp_path)
 
 
 def test_eval_refuses_a_split_that_there_is_not(tmp_path, capsys):
