@@ -1,8 +1,9 @@
 """Adapters that lead the transducer of `configs/names_rnnt.py`, frozen, to lists of people and titles.
 
 After arXiv 2305.05271. The argument says how phrases are read: subword, acoustic (as characters, too), semantic (by
-MiniLM, too) or both. In training, lists have up to 100 phrases, and one utterance in five is not on its list. Sizes and
-rates are ours.
+MiniLM, too) or both. In training, lists have up to 100 phrases, and one utterance in five is not on its list. Half of
+the names are new to the base, too: from names that it knows by heart, adapters learn to be silent. Sizes and rates are
+ours.
 
     python -m launch.train --config=configs/names_biasing.py:both --workdir=runs/names_both
 
@@ -42,6 +43,7 @@ def get_config(kind: str = "both") -> ml_collections.ConfigDict:
     c.trainable = ("^biasing/",)
     c.model.weights = "runs/names_rnnt:best"
     c.biasing.kind = kind
+    c.data.train_examples = 0
     c.speech.alone = 0
     c.optimizer.learning_rate = 1e-3
     c.train.steps = 6000

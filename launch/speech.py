@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch import biasing, signals, wake_words
+from launch import biasing, signals, wake_words, weights
 from launch.schema import Config
 from launch.transducers import look_ahead, model_config
 from models.transducer.task import Pruning, TransducerTask
@@ -62,12 +62,14 @@ def source(config: Config) -> prepared.Source:
 
 
 def make_units(config: Config) -> units.CharacterUnits | units.PieceUnits:
-    """The units of a config, made of its training texts.
+    """The units of a config, made of its training texts; adapters write with the units of the run that they lead.
 
     Raises:
       FileNotFoundError: if the data set is missing.
       ValueError: if it is too small, or the texts do not give so many pieces.
     """
+    if config.biasing.kind != "none" and config.model.weights:
+        return load_units(weights.parse(config.model.weights)[0])
     texts = _split(config, "train").texts[: _train_size(config)]
     if config.speech.pieces:
         return units.PieceUnits.train(texts, size=config.speech.pieces)

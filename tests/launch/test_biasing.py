@@ -180,6 +180,14 @@ def test_lists_to_train_on_are_functions_of_seed_and_step(fields):
     assert 120 < sum(kept) < 190  # four in five, and more where it comes first by chance
 
 
+def test_adapters_write_with_the_units_of_their_base(fields, folder):
+    config = ml_collections.ConfigDict(copy.deepcopy(fields))
+    (folder / "other").mkdir()
+    CharacterUnits(characters=" abc").save(folder / "other" / "units.json")
+    config.model.weights, config.biasing.kind = str(folder / "other"), "subword"
+    assert speech.make_units(config) == CharacterUnits(characters=" abc")
+
+
 def test_published_lists_are_found_by_what_is_said_in_whatever_case(fields, folder):
     config = ml_collections.ConfigDict(copy.deepcopy(fields))
     (folder / "lists.tsv").write_text('1-1\tabba baab\t["baab"]\t["baab", "bab"]\n2-1\taa\t[]\t["bab"]\n')
