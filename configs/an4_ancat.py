@@ -23,12 +23,13 @@ ENCODERS = {
     "chunked": {"encoder": "conformer", "chunk": 16},
     "full": {"encoder": "conformer", "chunk": 0},
 }
+ARGUMENTS = tuple(ENCODERS)
 
 
 def get_config(kind: str = "ancat") -> ml_collections.ConfigDict:
     """The config of one of the encoders."""
-    if kind not in ENCODERS:
-        raise ValueError(f"argument {kind!r}; one of {', '.join(ENCODERS)} is needed")
+    if kind not in ARGUMENTS:
+        raise ValueError(f"argument {kind!r}; one of {', '.join(ARGUMENTS)} is needed")
     c: Any = an4_conformer.get_config()
     c.speech.left = 64
     c.speech.update(ENCODERS[kind])

@@ -20,14 +20,14 @@ from typing import Any
 import ml_collections
 
 from configs import an4_conformer_streaming
-from configs.commands_fusion import WAYS
+from configs.commands_fusion import ARGUMENTS, WAYS
 
 
 def get_config(way: str = "flstm") -> ml_collections.ConfigDict:
-    """The config; `way` is one of `WAYS`."""
+    """The config; `way` is one of `ARGUMENTS`."""
     c: Any = an4_conformer_streaming.get_config()
-    if way not in WAYS:
-        raise ValueError(f"configs/an4_fusion.py:{way}: it must be one of {', '.join(WAYS)}")
+    if way not in ARGUMENTS:
+        raise ValueError(f"argument {way!r}; one of {', '.join(ARGUMENTS)} is needed")
     c.speech.signals, c.speech.fusion = WAYS[way]
     c.speech.wrong = 0.5
     c.speech.fusion_width = 32

@@ -37,12 +37,13 @@ ENCODERS = {
     "chunked": {"encoder": "conformer", "chunk": 8},
     "full": {"encoder": "conformer", "chunk": 0},
 }
+ARGUMENTS = tuple(ENCODERS)
 
 
 def get_config(kind: str = "ancat") -> ml_collections.ConfigDict:
     """The config of one of the encoders."""
-    if kind not in ENCODERS:
-        raise ValueError(f"argument {kind!r}; one of {', '.join(ENCODERS)} is needed")
+    if kind not in ARGUMENTS:
+        raise ValueError(f"argument {kind!r}; one of {', '.join(ARGUMENTS)} is needed")
     c: Any = commands_rnnt.get_config()
     c.speech.channels = (16,)
     c.speech.layers = 4

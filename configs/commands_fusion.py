@@ -30,13 +30,14 @@ WAYS = {
     "flstm": ((0, 1, 2), "flstm"),
     "cnn": ((0, 1, 2), "cnn"),
 }
+ARGUMENTS = tuple(WAYS)
 
 
 def get_config(way: str = "cnn") -> ml_collections.ConfigDict:
-    """The config; `way` is one of `WAYS`."""
+    """The config; `way` is one of `ARGUMENTS`."""
     c: Any = commands_rnnt.get_config()
-    if way not in WAYS:
-        raise ValueError(f"configs/commands_fusion.py:{way}: it must be one of {', '.join(WAYS)}")
+    if way not in ARGUMENTS:
+        raise ValueError(f"argument {way!r}; one of {', '.join(ARGUMENTS)} is needed")
     c.speech.signals, c.speech.fusion = WAYS[way]
     c.speech.wrong = 0.5
     c.speech.fusion_width = 16

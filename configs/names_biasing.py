@@ -36,9 +36,13 @@ import ml_collections
 
 from configs import names_rnnt
 
+ARGUMENTS = ("subword", "acoustic", "semantic", "both")
+
 
 def get_config(kind: str = "both") -> ml_collections.ConfigDict:
-    """The config; `kind` is subword, acoustic, semantic or both."""
+    """The config; `kind` is one of `ARGUMENTS`."""
+    if kind not in ARGUMENTS:
+        raise ValueError(f"argument {kind!r}; one of {', '.join(ARGUMENTS)} is needed")
     c: Any = names_rnnt.get_config()
     c.trainable = ("^biasing/",)
     c.model.weights = "runs/names_rnnt:best"
