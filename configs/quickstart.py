@@ -20,8 +20,8 @@ def get_config(source: str = "reviews") -> ml_collections.ConfigDict:
     c.data.length_grouped = False
     c.optimizer.learning_rate = 6e-3
     c.optimizer.schedule = "cosine"
-    c.train.steps = 60
-    c.train.eval_every = 15
-    c.train.checkpoint_every = 30
+    c.train.steps = 140
+    c.train.eval_every = 35
+    c.train.checkpoint_every = 35
     c.train.keep_best = "loss"  # 80 sentences say little by their accuracy
     return c
