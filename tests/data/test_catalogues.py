@@ -118,7 +118,7 @@ def test_pieces_write_names():
 def test_published_lists_hold_what_the_lexicon_finds(zojax_data, split):
     folder = zojax_data / "lexicon" / "fbai_is21_deep_bias"
     if not folder.is_dir():
-        pytest.skip(f"no optional data: {folder}")
+        pytest.skip(f"no optional data: {folder} does not exist")
     lists = read_lists(folder / "ref" / f"{split}.biasing_100.tsv")
     lexicon = Lexicon(phrases=read_phrases(folder / "words" / "all_rare_words.txt"))
     assert len(lists) == {"test-clean": 2620, "test-other": 2939}[split]

@@ -211,7 +211,7 @@ def test_what_ships_is_the_task(case):
     assert deploy(task, params)[0] is made
     assert config_of(integers["network"]) == dataclasses.replace(case.config, acoustic=False)
     if case.accelerator is NARROW:
-        pytest.skip("one preset is enough for the rest, which knows none")
+        pytest.skip("one preset is enough: what is left to test does not depend on the accelerator")
     got, want = (jax.jit(t.evaluate)(p, case.batch) for t, p in ((made, integers), (task, params)))
     for name, (total, weight) in want.items():
         # The same integers; the lattice of floats in another program.
