@@ -9,6 +9,7 @@ import importlib.metadata
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -101,6 +102,30 @@ def sentences() -> tuple[str, ...]:
     return tuple(sorted(made))
 
 
+def check_spoken(source: Any) -> None:
+    """Says which number of a `Source` of synthetic speech is out of range.
+
+    Raises:
+      ValueError: naming the field, its value and what would be right.
+    """
+    if not 0 <= source.seed < 2**64:
+        raise ValueError(f"seed: {source.seed}; 0 to 2**64-1 is needed")
+    for name in source.splits:
+        if getattr(source, name) < 1:
+            raise ValueError(f"{name}: {getattr(source, name)} utterances; 1 or more is needed")
+    if source.low_snr > source.high_snr:
+        raise ValueError(f"low_snr, high_snr: {source.low_snr} and {source.high_snr} dB; low <= high is needed")
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256, shortened, of JSON values and of the version of espeak-ng's package."""
+    try:
+        version = importlib.metadata.version("espeakng-loader")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    return hashlib.sha256(json.dumps([*parts, version]).encode()).hexdigest()[:32]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Commands:
     """A `Source` of spoken commands.
@@ -133,13 +158,7 @@ class Commands:
     high_snr: int = 40
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed: {self.seed}; 0 to 2**64-1 is needed")
-        for name in ("train", "dev", "test"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} utterances; 1 or more is needed")
-        if self.low_snr > self.high_snr:
-            raise ValueError(f"low_snr, high_snr: {self.low_snr} and {self.high_snr} dB; low <= high is needed")
+        check_spoken(self)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -148,12 +167,7 @@ class Commands:
 
     def fingerprint(self) -> str:
         """SHA-256 of the fields, the grammar, the voices and the version of espeak-ng's package."""
-        try:
-            version = importlib.metadata.version("espeakng-loader")
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        parts = [FORMAT, dataclasses.asdict(self), sentences(), ACCENTS, VARIANTS, version]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return digest(FORMAT, dataclasses.asdict(self), sentences(), ACCENTS, VARIANTS)
 
     def utterances(self, split: str) -> Iterator[Utterance]:
         """Speaks the utterances of a split; ImportError without the package `espeakng-loader`."""

@@ -14,16 +14,13 @@ split has. The names are made of syllables, so that no model can have heard them
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
-import json
 import re
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float64
 
-from zojax.data.audio.commands import ACCENTS, VARIANTS, sentences
+from zojax.data.audio.commands import ACCENTS, VARIANTS, check_spoken, digest, sentences
 from zojax.data.audio.espeak import Voice, speak
 from zojax.data.audio.noise import colored
 from zojax.data.audio.prepared import Utterance
@@ -169,13 +166,7 @@ class WakeWords:
     high_snr: int = 40
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed: {self.seed}; 0 to 2**64-1 is needed")
-        for name in _SPLITS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} utterances; 1 or more is needed")
-        if self.low_snr > self.high_snr:
-            raise ValueError(f"low_snr, high_snr: {self.low_snr} and {self.high_snr} dB; low <= high is needed")
+        check_spoken(self)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -184,13 +175,8 @@ class WakeWords:
 
     def fingerprint(self) -> str:
         """SHA-256 of the fields, the words, the voices and the version of espeak-ng's package."""
-        try:
-            version = importlib.metadata.version("espeakng-loader")
-        except importlib.metadata.PackageNotFoundError:
-            version = None
         said = [sentences(), SIMILAR, UNSEEN, LEADS, ASKED, _all_names()]
-        parts = ["wake", FORMAT, dataclasses.asdict(self), said, ACCENTS, VARIANTS, version]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return digest("wake", FORMAT, dataclasses.asdict(self), said, ACCENTS, VARIANTS)
 
     def utterances(self, split: str) -> Iterator[Utterance]:
         """Speaks the utterances of a split; ImportError without the package `espeakng-loader`."""
