@@ -1,4 +1,4 @@
-"""The defaults that every config starts from; `launch/schema.py` says what each field may hold."""
+"""The defaults that every config starts from; `launch/common/schema.py` says what each field may hold."""
 
 from typing import Any
 

@@ -14,10 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 from absl import flags
 
-from launch import cli
-from launch.build import build
-from launch.integers import rules
-from launch.quantization import QuantisedTask
+from launch.common import cli
+from launch.common.build import build
+from launch.common.quantization import QuantisedTask
+from launch.speech.integers import rules
 from zojax.quant.general import allocate, sensitivity
 from zojax.quant.tables import grids
 from zojax.trees import merge

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from launch import cli
-from launch.weights import FOLDERS
+from launch.common import cli
+from launch.common.weights import FOLDERS
 from zojax.metrics import word_errors
 
 DRAWS = 10_000

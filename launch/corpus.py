@@ -23,7 +23,7 @@ import tokenizers
 from absl import flags
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from launch import cli
+from launch.common import cli
 from zojax.data import tasks
 from zojax.data.documents import Documents
 from zojax.data.text import data_root

@@ -28,9 +28,10 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli, evaluate_biasing, evaluate_speech, schema
-from launch.build import build
-from launch.weights import FOLDERS, find_weights, load_weights
+from launch.common import cli, schema
+from launch.common.build import build
+from launch.common.weights import FOLDERS, find_weights, load_weights
+from launch.speech import evaluate, evaluate_biasing
 from zojax import train
 from zojax.train import checkpoint
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
                     boost=float(values["boost"].value or 0),
                 )
             options = {name: values[name].value or "" for name in ("listed", "aligner")}
-            return evaluate_speech.run(workdir, which, split, beam=int(values["beam"].value or 0), **options)
+            return evaluate.run(workdir, which, split, beam=int(values["beam"].value or 0), **options)
         run = build(config, splits=tuple({"dev", split}))
     except (ValueError, FileNotFoundError) as error:
         cli.complain("eval", error)

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from launch import cli, schema
-from launch.adapters import prompt_length
-from launch.build import build
-from launch.prompted import Checkpoint, answers, load_checkpoint, stop_tokens, widths
-from launch.weights import find_weights, load_weights
+from launch.common import cli, schema
+from launch.common.build import build
+from launch.common.weights import find_weights, load_weights
+from launch.language.adapters import prompt_length
+from launch.language.prompted import Checkpoint, answers, load_checkpoint, stop_tokens, widths
 from models.language import decode, metrics
 from models.language.prompted import PromptedLM
 from zojax import train, trees

@@ -3,8 +3,8 @@
     python -m launch.export --workdir=runs/an4_rnnt_aat --out=FILE.safetensors [--weights=best|last|base]
 
 The file has packed codes, tables, multipliers, the accelerator's description, the units, and golden activations of the
-first utterance of test (see `launch/exported.py`); `python -m launch.interpreter FILE` recomputes those. Exit code 2: a
-wrong request.
+first utterance of test (see `launch/speech/exported.py`); `python -m launch.interpreter FILE` recomputes those. Exit
+code 2: a wrong request.
 """
 
 import sys
@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from launch import cli, exported, quantization, schema, speech
-from launch.build import build
-from launch.recognition import MAX_SYMBOLS, search
-from launch.weights import FOLDERS, find_weights, load_weights
+from launch.common import cli, quantization, schema
+from launch.common.build import build
+from launch.common.weights import FOLDERS, find_weights, load_weights
+from launch.speech import exported, recipe
+from launch.speech.recognition import MAX_SYMBOLS, search
 from models.transducer import integer
 from models.transducer.decode import decode
 from models.transducer.deployed import deploy
@@ -53,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
         return cli.WRONG
     task, params = quantization.deployed(run.task, merge(load_weights(path, run), run.frozen))
     assert isinstance(task, IntegerTask)
-    units = speech.make_units(config)
-    write(out, task, params, run.evaluation["test"][0], bank=speech.filter_bank(config), units=units)
+    units = recipe.make_units(config)
+    write(out, task, params, run.evaluation["test"][0], bank=recipe.filter_bank(config), units=units)
     floats = 4 * sum(leaf.size for leaf in jax.tree.leaves(run.params) if leaf.dtype == jnp.float32)
     print(f"{out}: {out.stat().st_size:,} bytes, from {path}, whose floats take {floats:,}")
     return 0

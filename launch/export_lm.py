@@ -14,10 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli, schema
-from launch.build import build
-from launch.pretraining import model_config
-from launch.weights import FOLDERS, find_weights, load_weights
+from launch.common import cli, schema
+from launch.common.build import build
+from launch.common.weights import FOLDERS, find_weights, load_weights
+from launch.language.pretraining import model_config
 from models.language import hub
 from zojax import trees
 

@@ -4,8 +4,8 @@
         [--out=curve.png]
 
 Runs that differ in nothing but the seed make one line, in the order of their latency: means over seeds, ± their
-standard deviation. Latency is what the encoder's frames wait for others; see `launch/latency.py`. Exit code 2: a wrong
-request.
+standard deviation. Latency is what the encoder's frames wait for others; see `launch/speech/latency.py`. Exit code 2:
+a wrong request.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from launch import cli
+from launch.common import cli
+from launch.common.weights import FOLDERS
 from launch.report import COLOURS, group, read_run
-from launch.weights import FOLDERS
 
 __all__ = ["Point", "draw", "main", "points", "table"]
 

@@ -4,8 +4,8 @@
 
 It needs torch and transformers, which the project does not install; the golden files it writes let the tests
 check the same without them. The cases: MiniLM on a few awkward sentences, a small random encoder whose biases,
-gains and token types all matter, and a small random model of every family (launch/parity_models.py). It prints one
-line of JSON a case and fails, writing nothing, if any entry differs by more than TOLERANCE.
+gains and token types all matter, and a small random model of every family (`launch/language/parity_models.py`). It
+prints one line of JSON a case and fails, writing nothing, if any entry differs by more than TOLERANCE.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from launch import parity_models
+from launch.language import parity_models
 from models.language import hub
 from models.language.bert import Bert
 from models.language.classifier import TextClassifier

@@ -2,8 +2,8 @@
 
     python -m launch.parity_integers
 
-The models are written here with random codes, scales and zero points (`launch.tflite_file`), so that operators can be
-compared that no converter emits: LSTMs with layer norm, projection and coupled gates. A line of JSON a case: the
+The models are written here with random codes, scales and zero points (`launch.speech.tflite_file`), so that operators
+can be compared that no converter emits: LSTMs with layer norm, projection and coupled gates. A line of JSON a case: the
 number of outputs, how many differ, and with which arithmetic of ours. It fails if one output differs.
 """
 
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.tflite_file import TfliteFile, run
+from launch.speech.tflite_file import TfliteFile, run
 from zojax.accelerator import TFLITE, Accelerator
 from zojax.accelerator.emulate import Q3_12, Format
 from zojax.accelerator.linear import FullyConnected, fully_connected, linear_plan

@@ -2,10 +2,9 @@
 
     python -m launch.plan --config=configs/lm_llama.py:70b --mesh=data:4,fsdp:64,tensor:16 [--platform=tpu]
 
-Nothing is allocated: the shapes of language models and of transducers follow from their sizes (`launch/problems.py`).
-The programs of a step are lowered for --platform
-(tpu or cuda) on an abstract mesh of that size. Then they are partitioned and compiled for as many CPU devices, which
-takes seconds and no memory:
+Nothing is allocated: the shapes of language models and of transducers follow from their sizes (see
+`launch/common/problems.py`). The programs of a step are lowered for --platform (tpu or cuda) on an abstract mesh of
+that size. Then they are partitioned and compiled for as many CPU devices, which takes seconds and no memory:
 
   exact      weights, optimiser state, batch: from shapes and shardings
   exact      bytes sent, as XLA's partitioner divides the program: collectives, loops counted, rings assumed; what a
@@ -27,11 +26,11 @@ import optax
 from absl import flags
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from launch import cli, protocols, quantization
-from launch.collectives import partitioned, sent
-from launch.methods import make_method
-from launch.problems import Problem, describe
-from launch.schema import Config
+from launch.common import cli, protocols, quantization
+from launch.common.collectives import partitioned, sent
+from launch.common.methods import make_method
+from launch.common.problems import Problem, describe
+from launch.common.schema import Config
 from models.language.sharding import LOGICAL, shardings
 from zojax import train
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, schema
-from launch.build import build
-from launch.weights import load_weights
+from launch.common import cli, schema
+from launch.common.build import build
+from launch.common.weights import load_weights
 from zojax import random, replay
 from zojax.train import checkpoint
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch import cli, schema
+from launch.common import cli, schema
 
 __all__ = ["Curve", "Group", "Run", "band", "draw", "group", "main", "page", "read_run", "rows", "table"]
 

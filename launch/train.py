@@ -18,10 +18,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, multitask, recognition, schema, speech
-from launch.build import Run, build
-from launch.quantization import noise_line
-from launch.schema import Config
+from launch.common import cli, schema
+from launch.common.build import Run, build
+from launch.common.quantization import noise_line
+from launch.common.schema import Config
+from launch.language import multitask
+from launch.speech import recipe, recognition
 from zojax import random, train
 from zojax.train import checkpoint
 
@@ -40,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         return cli.WRONG
     workdir.mkdir(parents=True, exist_ok=True)
     schema.save(workdir, config)
-    speech.save_units(config, workdir)
+    recipe.save_units(config, workdir)
     print(plan(config, run), flush=True)
     try:
         result = fit(config, run, workdir)

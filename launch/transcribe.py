@@ -30,11 +30,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import biasing, cli, exported, recogniser, signals, speech, wake_words
-from launch.recogniser import Recogniser
-from launch.recognition import best_labels, encoder_program, search
-from launch.streams import Stream, piece_frames
-from launch.weights import FOLDERS
+from launch.common import cli
+from launch.common.weights import FOLDERS
+from launch.speech import biasing, exported, recipe, recogniser, signals, wake_words
+from launch.speech.recogniser import Recogniser
+from launch.speech.recognition import best_labels, encoder_program, search
+from launch.speech.streams import Stream, piece_frames
 from models.transducer.decode import decode, phrase_boost
 from models.transducer.model import transducer
 from models.transducer.wake_word_task import WakeWordTask
@@ -169,7 +170,7 @@ def read(found: Recogniser, name: str, array: signals.Array) -> tuple[np.ndarray
         raise LookupError("no such file, and an export has no data of its own")
     split, number = own[1], int(own[2])
     try:
-        one = prepared.load(speech.source(found.config), split)[number]
+        one = prepared.load(recipe.source(found.config), split)[number]
     except (ValueError, IndexError, FileNotFoundError) as error:
         raise LookupError(cli.one_line(error)) from None
     return array.without_missing(signals.chosen(found.config, one["samples"])), one["text"]

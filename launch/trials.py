@@ -25,10 +25,10 @@ import numpy as np
 import optax
 from absl import flags
 
-from launch import cli, schema
-from launch.build import Run, build
-from launch.methods import make_method, queries
-from launch.schema import Config
+from launch.common import cli, schema
+from launch.common.build import Run, build
+from launch.common.methods import make_method, queries
+from launch.common.schema import Config
 from zojax.train.progress import Progress
 from zojax.train.task import prepared
 from zojax.trees import merge

@@ -18,9 +18,9 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli, schema
-from launch.build import Run, build
-from launch.schema import Config
+from launch.common import cli, schema
+from launch.common.build import Run, build
+from launch.common.schema import Config
 from launch.train import fit
 from zojax import train
 from zojax.train.metrics import read_metrics

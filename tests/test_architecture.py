@@ -125,7 +125,7 @@ def test_imports_point_one_way(path):
         ("zojax.train.loop", "from models.language import bert"),
         ("zojax.train.loop", "from zojax.perturb import Perturbed"),
         ("models.language.bert", "from zojax.estimators import spsa"),
-        ("models.language.bert", "import launch.build"),
+        ("models.language.bert", "import launch.common.build"),
         ("zojax.kernels.quantized_matmul", "from zojax import ops"),
         ("zojax.losses.transducer.loss", "from zojax import ops"),
         ("zojax.perturb", "from zojax.quant import QArray"),

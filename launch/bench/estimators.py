@@ -17,8 +17,8 @@ import optax
 
 from launch.bench._harness import Record, interleave, record, temporaries, timings
 from launch.bench.zo_step import EPS, LEARNING_RATE, classifier, programs, random_batch
-from launch.methods import FORWARDS
-from launch.protocols import AnchoredTask, PerExampleTask
+from launch.common.methods import FORWARDS
+from launch.common.protocols import AnchoredTask, PerExampleTask
 from models.language.bert import STACKED
 from zojax import estimators
 from zojax.directions import Direction, Gaussian, LowRank, Rademacher
@@ -37,7 +37,7 @@ class Case:
     Attributes:
       make: (eps, spec, key=...) -> estimator.
       direction: of all leaves.
-      probes: q, as `launch.methods.FORWARDS` counts.
+      probes: q, as `launch.common.methods.FORWARDS` counts.
     """
 
     make: Callable[..., Estimator]

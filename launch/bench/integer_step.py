@@ -19,10 +19,10 @@ import numpy as np
 import optax
 
 from configs import an4_rnnt
-from launch import integers, speech_shapes
 from launch.bench._harness import Record, interleave, record, temporaries, timings
 from launch.bench._sizes import chosen
-from launch.quantization import QuantisedTask
+from launch.common.quantization import QuantisedTask
+from launch.speech import integers, shapes
 from models.transducer.integer_task import IntegerTask, calibrate
 from zojax.accelerator import PRESETS
 
@@ -103,7 +103,7 @@ def _tasks(sizes: Mapping[str, Any], of: Scale, presets: Sequence[str]) -> tuple
     config: Any = an4_rnnt.get_config()
     config.speech.update({"dropout": 0.0, "alone": 0, "seconds": max(round(of.rows * of.seconds), 1), **sizes})
     config.data.batch_size = of.rows
-    found = speech_shapes.shapes(config, seconds=of.seconds, labels=of.labels, characters=CLASSES - 1)
+    found = shapes.shapes(config, seconds=of.seconds, labels=of.labels, characters=CLASSES - 1)
     rng = np.random.default_rng(0)
     rows, samples = found.batch["pcm"].shape
     batch = {

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.bench._harness import Record, interleave, record
-from launch.wake_words import operations
+from launch.speech.wake_words import operations
 from models.transducer import wake_word
 from models.transducer.wake_word import WakeWordConfig
 

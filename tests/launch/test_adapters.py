@@ -8,8 +8,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import schema
-from launch.build import build
+from launch.common import schema
+from launch.common.build import build
 from models.language import decode
 from models.language.adapters import add_prefix
 from models.language.bert import Bert

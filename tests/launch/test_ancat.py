@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from launch import eval as eval_program
-from launch import latency, recogniser, schema, speech
-from launch.build import build
+from launch.common import schema
+from launch.common.build import build
+from launch.speech import latency, recipe, recogniser
 from models.transducer.lookahead import LookAheadLoss
 from models.transducer.model import transducer
 from tests.launch.test_speech import TONES, fields, write_tones  # noqa: F401 (a fixture)
@@ -49,7 +50,7 @@ def made(fields, tmp_path_factory):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOJAX_CACHE", str(tmp_path_factory.getbasetemp() / "zojax_cache"))
         run = build(config, splits=("test",))
-        speech.save_units(config, folder)
+        recipe.save_units(config, folder)
     schema.save(folder, config)
     span = run.params["encoder"]["blocks"]["stacked"]["attention"]["span"]
     rng = np.random.default_rng(0)
@@ -89,8 +90,8 @@ def test_other_encoders_wait_for_what_they_are_made_for(fields):  # noqa: F811
         settings = {"encoder": "conformer", "lookahead": 0, "latency_weight": 0.0, "compute_weight": 0.0, "anneal": 0}
         config = config_of(fields, **settings | changes)
         schema.check(config)
-        task = speech.make_task(config, 5)
-        found = recogniser.Recogniser(config, task, None, None, speech.filter_bank(config))
+        task = recipe.make_task(config, 5)
+        found = recogniser.Recogniser(config, task, None, None, recipe.filter_bank(config))
         late, short = latency.frame_latencies(found, batch)
         # 43 frames of 10 ms are 10 of 40, and 30 ms over, which an encoder that waits for the end or beyond hears.
         np.testing.assert_allclose(np.ceil(late / 0.04 - 0.8), frames)

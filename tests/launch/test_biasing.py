@@ -12,11 +12,12 @@ import pytest
 import soundfile
 
 from configs import names_biasing, names_rnnt
-from launch import biasing, cli, evaluate_speech, recogniser, recognition, schema, speech
 from launch import eval as eval_program
 from launch import train as train_program
 from launch import transcribe as transcribe_program
-from launch.build import build
+from launch.common import cli, schema
+from launch.common.build import build
+from launch.speech import biasing, recipe, recogniser, recognition
 from launch.speech_shapes import shapes
 from models.transducer.task import TransducerTask
 from zojax.data.audio.units import CharacterUnits
@@ -73,7 +74,7 @@ def runs(fields, folder, tmp_path_factory):
             schema.check(config)
             (folder / name).mkdir()
             schema.save(folder / name, config)
-            speech.save_units(config, folder / name)
+            recipe.save_units(config, folder / name)
             train_program.fit(config, build(config, splits=("dev",)), folder / name)
         yield folder / "base", folder / "adapted"
 
@@ -83,7 +84,7 @@ def test_only_adapters_are_trained_and_the_run_is_read_with_its_base(runs):
     own = {name: leaf for name, leaf in adapted.params.items() if name != "biasing"}
     assert jax.tree.all(jax.tree.map(jnp.array_equal, own, base.params))
     assert np.any(adapted.params["biasing"]["heard"]["output"]["kernel"])
-    batches = speech.evaluation(adapted.config, adapted.units, "dev")
+    batches = recipe.evaluation(adapted.config, adapted.units, "dev")
     assert batches[0]["catalogue"]["rows"].shape[0] == 4
     assert recognition.errors(adapted.task, adapted.params, batches, adapted.units).words == 4
 
@@ -111,7 +112,7 @@ def test_one_command_evaluates_by_list_size_and_an_empty_list_is_the_base(runs, 
 
 
 def texts(run):
-    return speech.texts(schema.load(run), "test")
+    return recipe.texts(schema.load(run), "test")
 
 
 def test_shallow_fusion_writes_what_is_listed(runs, folder, capsys):
@@ -185,7 +186,7 @@ def test_adapters_write_with_the_units_of_their_base(fields, folder):
     (folder / "other").mkdir()
     CharacterUnits(characters=" abc").save(folder / "other" / "units.json")
     config.model.weights, config.biasing.kind = str(folder / "other"), "subword"
-    assert speech.make_units(config) == CharacterUnits(characters=" abc")
+    assert recipe.make_units(config) == CharacterUnits(characters=" abc")
 
 
 def test_published_lists_are_found_by_what_is_said_in_whatever_case(fields, folder):

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch.build import build
+from launch.common.build import build
 from zojax.trees import merge
 
 

@@ -6,9 +6,10 @@ import json
 import ml_collections
 import pytest
 
-from launch import cli, schema, train
 from launch import eval as eval_program
 from launch import replay as replay_program
+from launch import train
+from launch.common import cli, schema
 
 
 def refused(program, arguments, capsys) -> str:

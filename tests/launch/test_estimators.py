@@ -8,12 +8,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import protocols, schema
 from launch.bench import __main__ as program
 from launch.bench import estimators as bench
 from launch.bench.zo_step import classifier, random_batch
-from launch.build import build
-from launch.methods import ESTIMATORS, FORWARDS
+from launch.common import protocols, schema
+from launch.common.build import build
+from launch.common.methods import ESTIMATORS, FORWARDS
 from tests.launch.test_bench import TINY, check_lines
 from zojax import replay
 from zojax.trees import merge

@@ -12,8 +12,10 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from launch import cli, evaluate_tasks, prompted, schema, train
-from launch.prompted import answers, load_checkpoint, stop_tokens, widths
+from launch import evaluate_tasks, train
+from launch.common import cli, schema
+from launch.language import prompted
+from launch.language.prompted import answers, load_checkpoint, stop_tokens, widths
 from models.language import decode
 from zojax.data import tasks
 

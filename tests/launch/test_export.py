@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from launch import export, exported, interpreter, recogniser
-from launch.recognition import search
+from launch import export, interpreter
+from launch.speech import exported, recogniser
+from launch.speech.recognition import search
 from models.transducer.decode import decode
 from tests.models.transducer.test_integer import RULES, Case, case  # noqa: F401 (a fixture)
 from zojax import quant

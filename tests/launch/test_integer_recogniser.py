@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from launch import eval as eval_program
-from launch import export, exported, interpreter, recogniser, schema
+from launch import export, interpreter
 from launch import transcribe as transcribe_program
-from launch.build import build
+from launch.common import schema
+from launch.common.build import build
+from launch.speech import exported, recogniser
 from models.transducer.deployed import DeployedTask
 from models.transducer.integer_formats import FEATURES
 from tests.launch.test_signals import corpus, fields, of_module, write_run  # noqa: F401 (fixtures)

@@ -9,10 +9,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import quantization, recognition, schema
 from launch import train as train_program
-from launch.build import build
-from launch.integers import rules
+from launch.common import quantization, schema
+from launch.common.build import build
+from launch.speech import recognition
+from launch.speech.integers import rules
 from models.transducer.decode import decode
 from models.transducer.deployed import deploy
 from models.transducer.integer_task import IntegerTask

@@ -8,8 +8,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import multitask, replay, schema, train
-from launch.build import build
+from launch import replay, train
+from launch.common import schema
+from launch.common.build import build
+from launch.language import multitask
 from tests.launch.conftest import CONFIG, WORDS
 from zojax.masks import unpack_mask
 from zojax.train import checkpoint

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from launch import cli, collectives, plan, problems
+from launch import plan
+from launch.common import cli, collectives, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 D, MLP, VOCAB, LAYERS, ROWS, LENGTH = 16, 32, 64, 3, 8, 12

@@ -7,8 +7,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import cli, corpus, evaluate_tasks, export_lm, schema, train
-from launch.build import build
+from launch import corpus, evaluate_tasks, export_lm, train
+from launch.common import cli, schema
+from launch.common.build import build
 from models.language import hub
 from zojax.data import tasks
 from zojax.data.documents import Documents

@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import cli, schema
 from launch import eval as eval_program
 from launch import replay as replay_program
-from launch.build import build
-from launch.weights import load_weights
+from launch.common import cli, schema
+from launch.common.build import build
+from launch.common.weights import load_weights
 from zojax import _record, replay
 from zojax.train import checkpoint
 from zojax.train.metrics import read_metrics

@@ -8,8 +8,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import replay, schema
-from launch.build import build
+from launch import replay
+from launch.common import schema
+from launch.common.build import build
 from launch.train import main
 from zojax import quant
 from zojax.trees import merge
@@ -78,7 +79,7 @@ def test_straight_through_trains_float_weights_by_a_quantized_forward(tiny):
 
 
 def _rules(config):
-    from launch.quantization import rules
+    from launch.common.quantization import rules
 
     return rules(config)
 

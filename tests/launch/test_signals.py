@@ -12,10 +12,12 @@ import pytest
 import soundfile
 
 from configs import an4_fusion, commands_fusion
-from launch import compare_speech, evaluate_speech, recogniser, recognition, schema, signals, speech, streams
+from launch import compare_speech
 from launch import eval as eval_program
 from launch import transcribe as transcribe_program
-from launch.build import build
+from launch.common import schema
+from launch.common.build import build
+from launch.speech import evaluate, recipe, recogniser, recognition, signals, streams
 from models.transducer.sizes import abstract
 from tests.launch.test_speech import TONES, fields, write_tones  # noqa: F401 (a fixture)
 from zojax.data.audio import prepared
@@ -77,7 +79,7 @@ def write_run(fields, folder, params=None):  # noqa: F811
     schema.check(config)
     folder.mkdir()
     schema.save(folder, config)
-    speech.save_units(config, folder)
+    recipe.save_units(config, folder)
     if params is None:
         params = build(config, splits=("dev",)).params
         bias = params["joiner"]["output"]["bias"]
@@ -99,11 +101,11 @@ def found(trained):
 
 def test_a_batch_holds_the_signals_of_the_scenes(fields):  # noqa: F811
     config = config_of(of_way(fields, "cnn"))
-    made = speech.make_units(config)
-    batch = speech.evaluation(config, made, "dev")[0]
+    made = recipe.make_units(config)
+    batch = recipe.evaluation(config, made, "dev")[0]
     assert batch["pcm"].ndim == 3
     assert batch["pcm"].shape[2] == 3
-    source: Any = speech.source(config)
+    source: Any = recipe.source(config)
     assert isinstance(source, InRooms)
     dry = list(source.source.utterances("dev"))
     rooms = prepared.load(source, "dev")
@@ -113,15 +115,15 @@ def test_a_batch_holds_the_signals_of_the_scenes(fields):  # noqa: F811
             assert len(want) == len(dry[number]["samples"])
             np.testing.assert_array_equal(batch["pcm"][row, : len(want)], want)
     # One signal alone is heard as an utterance without rooms is.
-    alone = speech.evaluation(config_of(of_way(fields, "beam")), made, "dev")[0]
+    alone = recipe.evaluation(config_of(of_way(fields, "beam")), made, "dev")[0]
     np.testing.assert_array_equal(alone["pcm"], batch["pcm"][..., 0])
-    assert speech.steering(config, "dev") == [source.scene(one["id"]).right for one in rooms]
-    assert speech.steering(config_of(fields), "dev") == []
+    assert recipe.steering(config, "dev") == [source.scene(one["id"]).right for one in rooms]
+    assert recipe.steering(config_of(fields), "dev") == []
 
 
 def test_features_of_each_signal_and_which_are_there(fields):  # noqa: F811
     config = config_of(of_way(fields, "cnn"))
-    bank = speech.filter_bank(config)
+    bank = recipe.filter_bank(config)
     pcm = np.random.default_rng(0).integers(-900, 900, (2, 2000, 3)).astype(np.int16)
     pcm[1, :, 1] = 77  # a microphone that says one thing is not there
     x = np.asarray(jax.jit(signals.front_end(config, bank))(pcm))
@@ -134,7 +136,7 @@ def test_features_of_each_signal_and_which_are_there(fields):  # noqa: F811
     np.testing.assert_array_equal(present[1], np.broadcast_to([1, 0, 1], present[1].shape))
     kept = signals.rows(config, x.reshape(-1, x.shape[-1]))
     assert len(kept) == 5 * x.shape[1]
-    mean, deviation = speech.statistics(
+    mean, deviation = recipe.statistics(
         config, [{"pcm": pcm, "frame_lengths": np.full(2, x.shape[1]), "weight": np.ones(2)}], bank
     )
     np.testing.assert_allclose(mean, kept.mean(0), rtol=1e-4)
@@ -155,10 +157,10 @@ def test_masks_hide_all_signals_alike(fields):  # noqa: F811
 
 def test_every_weight_of_a_fusion_is_trained(found):
     """By the loss, under channel dropout and masks."""
-    task = speech.make_task(config_of(found.config, channel_dropout=0.3), found.units.size)
+    task = recipe.make_task(config_of(found.config, channel_dropout=0.3), found.units.size)
     # A gain of 0, as it is at first, hides the others.
     params = jax.tree_util.tree_map_with_path(lambda path, x: x + 0.1 * (path[-1].key == "gain"), found.params)
-    batch = speech.evaluation(found.config, found.units, "dev")[0]
+    batch = recipe.evaluation(found.config, found.units, "dev")[0]
     gradient = jax.jit(jax.grad(lambda params: task.loss(params, batch, key=jax.random.key(0))[0]))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient["encoder"]["fusion"]):
         assert np.isfinite(leaf).all(), path
@@ -178,7 +180,7 @@ def test_statistics_go_into_the_fusion(trained, found):
 def test_streams_of_signals_find_what_the_whole_gives(found, tmp_path):
     """Of any chunks, also with a microphone that falls silent midway."""
     rng = np.random.default_rng(0)
-    for number, one in enumerate(prepared.load(speech.source(found.config), "dev")[:4]):
+    for number, one in enumerate(prepared.load(recipe.source(found.config), "dev")[:4]):
         pcm = separate(one["samples"]).copy()
         if number % 2:
             pcm[len(pcm) // 2 :, 1] = 0
@@ -199,7 +201,7 @@ def test_the_table_tells_right_and_wrong_steering_apart(trained, capsys):
     of_fusion, of_all = signals.share(found.params)
     assert f"fusion (cnn): {of_fusion:,} of {of_all:,} weights, {of_fusion / of_all:.2%}" in out
     rows = [json.loads(line) for line in (trained / "heard_dev_last.jsonl").read_text().splitlines()]
-    right = speech.steering(found.config, "dev")
+    right = recipe.steering(found.config, "dev")
     assert [row["beam"] for row in rows] == ["right" if right[row["id"]] else "wrong" for row in rows]
     assert len(set(right)) == 2
     record = json.loads((trained / "recognised_dev_last.jsonl").read_text().splitlines()[0])
@@ -213,7 +215,7 @@ def test_the_table_tells_right_and_wrong_steering_apart(trained, capsys):
 
 
 def test_files_of_several_channels(trained, found, fields, tmp_path, capsys):  # noqa: F811
-    pcm = separate(prepared.load(speech.source(found.config), "test")[0]["samples"])
+    pcm = separate(prepared.load(recipe.source(found.config), "test")[0]["samples"])
     soundfile.write(tmp_path / "three.flac", pcm, RATE)
     soundfile.write(tmp_path / "two.flac", pcm[:, :2], RATE)
 
@@ -280,7 +282,7 @@ def test_a_fusion_is_small_beside_its_transducer(module):
     for way in module.WAYS:
         config = module.get_config(way)
         schema.check(config)
-        of_fusion, of_all = signals.share(abstract(speech.model_config(config, 28)))
+        of_fusion, of_all = signals.share(abstract(recipe.model_config(config, 28)))
         assert (of_fusion > 0) == (config.speech.fusion != "none")
         assert of_fusion < 0.02 * of_all
     with pytest.raises(ValueError, match="argument 'mean'; one of beam, microphone_1"):
@@ -288,9 +290,9 @@ def test_a_fusion_is_small_beside_its_transducer(module):
 
 
 def test_a_row_without_such_an_utterance_has_no_rate(found):
-    utterance: Any = dict.fromkeys(evaluate_speech.Utterance._fields, np.zeros(0))
+    utterance: Any = dict.fromkeys(evaluate.Utterance._fields, np.zeros(0))
     utterance |= {"id": 0, "said": "A", "heard": "A"}
-    row = dict.fromkeys(evaluate_speech.Condition._fields, 0.0) | {"search": "greedy", "mode": "whole"}
-    made: Any = row | {"utterances": [evaluate_speech.Utterance(**utterance)]}
-    values = evaluate_speech.record(found, evaluate_speech.Condition(**made), steered=[True])
+    row = dict.fromkeys(evaluate.Condition._fields, 0.0) | {"search": "greedy", "mode": "whole"}
+    made: Any = row | {"utterances": [evaluate.Utterance(**utterance)]}
+    values = evaluate.record(found, evaluate.Condition(**made), steered=[True])
     assert (values["wer_right"], values["wer_wrong"]) == (0.0, None)

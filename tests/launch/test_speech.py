@@ -15,12 +15,13 @@ import optax
 import pytest
 import soundfile
 
-from launch import endpoints, evaluate_speech, recogniser, recognition, schema, speech, speech_shapes, streams
 from launch import eval as eval_program
 from launch import train as train_program
 from launch import transcribe as transcribe_program
-from launch.build import build
-from launch.methods import make_method
+from launch.common import schema
+from launch.common.build import build
+from launch.common.methods import make_method
+from launch.speech import endpoints, evaluate, recipe, recogniser, recognition, shapes, streams
 from models.transducer.decode import decode
 from models.transducer.model import decodable
 from models.transducer.sizes import param_count
@@ -129,7 +130,7 @@ def files(corpus, split="test"):
 
 def test_a_run_is_read_without_its_optimizer(trained):
     mine = recogniser.load(trained, "last")
-    batches = speech.evaluation(mine.config, mine.units, "test")
+    batches = recipe.evaluation(mine.config, mine.units, "test")
     errors = recognition.errors(mine.task, mine.params, batches, mine.units)
     records = [json.loads(line) for line in (trained / "eval.jsonl").read_text().splitlines()]
     (wanted,) = (line for line in records if (line["split"], line["weights"]) == ("test", "last"))
@@ -143,7 +144,7 @@ def test_no_answer_depends_on_the_batch_or_its_padding(found, fields, beam):
         config = config_of(fields)
         config.data.eval_batch_size = rows
         best = {}
-        for batch in speech.evaluation(config, found.units, "test"):
+        for batch in recipe.evaluation(config, found.units, "test"):
             frames, mask = recognition.encoder_program(found.task)(found.params, batch)
             # More padding on top of the bucket's.
             frames = jnp.pad(frames, ((0, 0), (0, rows), (0, 0)), constant_values=9.0)
@@ -257,7 +258,7 @@ def test_what_sees_the_whole_utterance_does_not_stream(fields, tmp_path, capsys)
     config = config_of(fields, encoder="conformer", chunk=0, channels=(2,), width=8)
     run = build(config, splits=("dev",))
     schema.save(tmp_path, config)
-    speech.save_units(config, tmp_path)
+    recipe.save_units(config, tmp_path)
     recogniser.checkpoint.save(tmp_path / "base", run.params, {"step": 0})
     arguments = ["transcribe", "a.wav", f"--workdir={tmp_path}", "--weights=base", "--stream"]
     assert transcribe_program.main(arguments) == 2
@@ -304,15 +305,15 @@ def test_what_never_ends_is_cut_off_alike(found, fields):
     bias = found.params["joiner"]["output"]["bias"].at[1].add(1e3)
     joiner = found.params["joiner"] | {"output": found.params["joiner"]["output"] | {"bias": bias}}
     babbles = found._replace(params=found.params | {"joiner": joiner})
-    batches = speech.evaluation(found.config, found.units, "test")
+    batches = recipe.evaluation(found.config, found.units, "test")
     batch = batches[0]
-    rows = evaluate_speech.conditions(babbles, [batch], 0)  # raises where a stream differs
+    rows = evaluate.conditions(babbles, [batch], 0)  # raises where a stream differs
     assert recognition.search(batch["pcm"].shape[1] // 640, 0).max_labels == 64
     assert all(max(len(one.labels) for one in row.utterances) > 64 for row in rows)
 
 
 def test_streams_that_differ_end_the_evaluation(trained, monkeypatch, capsys):
-    honest = evaluate_speech.stream
+    honest = evaluate.stream
     monkeypatch.setattr(evaluate_speech, "stream", lambda *a, **k: honest(*a, **k)._replace(labels=np.array([1])))
     assert eval_program.main(["eval", f"--workdir={trained}", "--beam=0"]) == 1
     assert "streams give another text" in capsys.readouterr().err
@@ -336,7 +337,7 @@ def test_steps_lower_from_shapes_alone(name):
     module, _, argument = name.partition(":")
     config = importlib.import_module(f"configs.{module}").get_config(*filter(None, [argument]))
     schema.check(config)
-    found = speech_shapes.shapes(config, seconds=16.0, labels=60)
+    found = shapes.shapes(config, seconds=16.0, labels=60)
     tx = make_method(
         config, found.task, found.params, jax.random.key(0), rounding_key=jax.random.key(0), steps_per_epoch=1
     )[1]
@@ -363,13 +364,13 @@ def test_steps_lower_from_shapes_alone(name):
 def test_sizes_are_the_papers(name, argument, published):
     config = importlib.import_module(f"configs.{name}").get_config(argument)
     # Word pieces, their joiner and the norms are not told in the paper.
-    assert param_count(speech.model_config(config, 1001)) == pytest.approx(published, rel=0.06)
+    assert param_count(recipe.model_config(config, 1001)) == pytest.approx(published, rel=0.06)
 
 
 @pytest.mark.parametrize(("base", "classes"), [("an4", 28), ("librispeech", 2501)])
 def test_conv_rnnt_is_compared_at_the_same_size(base, classes):
     sizes = [
-        param_count(speech.model_config(importlib.import_module(f"configs.{base}_{name}").get_config(), classes))
+        param_count(recipe.model_config(importlib.import_module(f"configs.{base}_{name}").get_config(), classes))
         for name in ("rnnt", "convrnnt")
     ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
@@ -381,9 +382,9 @@ def test_a_split_may_be_several(monkeypatch):
         files={name: [recordings.Recording("a", Path("a.wav"), "A", "")] for name in ("train_a", "train_b", "dev")}
     )
     monkeypatch.setattr(speech, "source", lambda config: corpus)
-    monkeypatch.setattr(speech.prepared, "load", lambda source, name: asked.append(name))
+    monkeypatch.setattr(recipe.prepared, "load", lambda source, name: asked.append(name))
     for name in ("train", "dev", "test"):
-        speech._split(None, name)
+        recipe._split(None, name)
     assert asked == ["train_a+train_b", "dev", "test"]  # the last is refused there, by its name
 
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from launch import cli, train, trials
+from launch import train, trials
+from launch.common import cli
 
 
 @pytest.fixture

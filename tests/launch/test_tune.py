@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from launch import cli, tune
+from launch import tune
+from launch.common import cli
 from zojax.train.metrics import read_metrics
 
 

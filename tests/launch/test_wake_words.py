@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from launch import eval as eval_program
-from launch import recogniser, schema, signals, speech, wake_words
 from launch import transcribe as transcribe_program
-from launch.build import build
+from launch.common import schema
+from launch.common.build import build
+from launch.speech import recipe, recogniser, signals, wake_words
 from models.transducer.task import TransducerTask
 from models.transducer.wake_word_task import WakeWordTask
 from tests.launch.test_signals import write_run
@@ -83,7 +84,7 @@ def test_batches_have_phrases_and_spans(fields):  # noqa: F811
     assert known["wake"].tolist() == [[3]]
     assert known["catalogue"].shape == (9, 2)
     ids, texts = ["a@1600-3200", "b"], ["AA B AC", "CC A CB"]
-    of = wake_words.beside(config, made, "train", ids, texts, speech.filter_bank(config))
+    of = wake_words.beside(config, made, "train", ids, texts, recipe.filter_bank(config))
     whole = of(np.array([1, 0]), None)
     assert whole["spans"].tolist() == [[0, 0], [10, 20]]
     assert whole["phrases"]["catalogue"].tolist() == known["catalogue"].tolist()
@@ -101,7 +102,7 @@ def test_batches_have_phrases_and_spans(fields):  # noqa: F811
         assert 0.7 < np.mean([phrase in found for found in lists]) < 0.95
     others = [tuple(row) for row in known["catalogue"].tolist() if tuple(row) not in said]
     assert all(0.05 < np.mean([phrase in found for found in lists]) < 0.3 for phrase in others)
-    none = wake_words.beside(config_of(fields), made, "train", ids, texts, speech.filter_bank(config))
+    none = wake_words.beside(config_of(fields), made, "train", ids, texts, recipe.filter_bank(config))
     assert none(np.array([0]), 0) == {}
 
 
@@ -148,7 +149,7 @@ def hearing_always(found, sign):
 
 
 def test_figures_of_the_spotter(found, corpus):
-    batches = speech.evaluation(found.config, found.units, "dev")
+    batches = recipe.evaluation(found.config, found.units, "dev")
     # Two of four utterances have a wake word. One that is heard all the time is heard in all four utterances; its
     # middle is within a quarter of a second of the word's, which stands in the middle of the letters.
     values = wake_words.spotting(found.task, hearing_always(found, 1).params, batches, found.bank)

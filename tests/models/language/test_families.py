@@ -1,4 +1,4 @@
-"""Every family against outputs of transformers, kept as golden files (see launch/parity_models.py)."""
+"""Every family against outputs of transformers, kept as golden files (see launch/language/parity_models.py)."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from launch.parity_models import CASES, TOLERANCE, ours
+from launch.language.parity_models import CASES, TOLERANCE, ours
 from models.language import bert, decode, hub, llama, opt, tensors
 from models.language.families import FAMILIES, abstract, family_of, names
 from zojax import quant

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: its data and its model. How a step is taken, `launch/methods.py` says."""
+"""From a config to the objects of a run: its data and its model. How a step is taken, `methods.py` beside it says."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,20 +7,11 @@ import jax
 import numpy as np
 import optax
 
-from launch import (
-    adapters,
-    integers,
-    multitask,
-    pretraining,
-    prompted,
-    protocols,
-    quantization,
-    schema,
-    speech,
-    weights,
-)
-from launch.methods import make_method, stacked_patterns
-from launch.schema import Config
+from launch.common import protocols, quantization, schema, weights
+from launch.common.methods import make_method, stacked_patterns
+from launch.common.schema import Config
+from launch.language import adapters, multitask, pretraining, prompted
+from launch.speech import integers, recipe
 from models.language import hub, probe
 from models.language.classifier import TextClassifier
 from zojax import train
@@ -89,7 +80,7 @@ def build(config: Config, *, splits: tuple[str, ...] = ("train", "dev", "test"))
             others.append(other)
             return params
 
-        found = speech.load(config, jax.random.fold_in(root, 0), splits=splits, trained=trained)
+        found = recipe.load(config, jax.random.fold_in(root, 0), splits=splits, trained=trained)
         found = integers.on_accelerator(config, found, others[0].task if others else None)
         return _assemble(config, root, **found._asdict())
     tokenizer = Tokenizer.from_folder(hub.resolve(config.model.source))
@@ -218,7 +209,7 @@ def _trained(text: str, like: Params) -> tuple[Params, Run]:
     path = weights.find_weights(folder, which)
     other = build(schema.load(folder))
     params = merge(weights.load_weights(path, other), other.frozen)
-    params = speech.with_new_parts(params, like)
+    params = recipe.with_new_parts(params, like)
     if jax.tree.map(jax.numpy.shape, params) != jax.tree.map(jax.numpy.shape, like):
         raise ValueError(
             f"config.model.weights is {text!r}; that run has another model, or its weights are quantised or adapted: "

@@ -7,8 +7,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from launch import schema
-from launch.schema import Config
+from launch.common import schema
+from launch.common.schema import Config
 
 # Exit codes: 0 done (also after SIGTERM, when the run has saved itself), 1 the run or a check failed,
 # 2 the request was wrong and nothing was written, 130 after SIGINT (saved too).

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.language import hub, llama2c, metrics
 from models.language.bert import BertConfig
 from models.language.families import family_of

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.recogniser import Recogniser
+from launch.speech.recogniser import Recogniser
 from models.transducer.ancat import Ancat
 from models.transducer.lookahead import waits_for
 from models.transducer.model import transducer

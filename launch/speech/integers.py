@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from launch.integer_schema import depth
-from launch.quantization import QuantisedTask
-from launch.schema import Config
-from launch.speech import STATISTICS, Loaded
+from launch.common.integer_schema import depth
+from launch.common.quantization import QuantisedTask
+from launch.common.schema import Config
+from launch.speech.recipe import STATISTICS, Loaded
 from models.transducer.integer_formats import Formats
 from models.transducer.integer_task import IntegerTask, calibrate
 from zojax import quant, train

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from launch import signals, speech
-from launch.schema import Config
+from launch.common.schema import Config
+from launch.speech import recipe, signals
 from models.transducer.task import TransducerTask
 from zojax.data.audio.waves import RATE
 
@@ -50,7 +50,7 @@ def shapes(config: Config, *, seconds: float, labels: int, characters: int = 27)
     """
     samples = round(seconds * RATE)
     rows = max(min(config.data.batch_size, config.speech.seconds * RATE // samples), 1)
-    task = speech.make_task(config, (config.speech.pieces or characters) + 1)
+    task = recipe.make_task(config, (config.speech.pieces or characters) + 1)
     params = jax.eval_shape(task.init, jax.random.key(0))
     of = jax.ShapeDtypeStruct
     batch: dict[str, Any] = {

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch import biasing, cli, recogniser, signals, speech, wake_words, weights
-from launch.endpoints import Aligner, emission_delays, speech_bounds
-from launch.latency import frame_latencies
-from launch.recogniser import Recogniser
-from launch.recognition import encoder_program, search
+from launch.common import cli, weights
+from launch.speech import biasing, recipe, recogniser, signals, wake_words
+from launch.speech.endpoints import Aligner, emission_delays, speech_bounds
+from launch.speech.latency import frame_latencies
+from launch.speech.recogniser import Recogniser
+from launch.speech.recognition import encoder_program, search
 from launch.transcribe import PADDED, factor, stream
 from models.transducer.decode import decode
 from models.transducer.deployed import DeployedTask
@@ -325,7 +326,7 @@ def run(workdir: Path, which: str, split: str, *, beam: int = 4, listed: str = "
     if known.wake and not listed:
         words = frozenset(" ".join(known.catalogue).split())
     found = found._replace(params=wake_words.remembering(found.task, found.params, found.units, known))
-    batches, steered = speech.evaluation(found.config, found.units, split), speech.steering(found.config, split)
+    batches, steered = recipe.evaluation(found.config, found.units, split), recipe.steering(found.config, split)
     try:
         rows = conditions(found, batches, beam)
     except RuntimeError as error:

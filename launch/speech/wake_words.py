@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.transducer import wake_word
 from models.transducer.model import transducer
 from models.transducer.task import TransducerTask

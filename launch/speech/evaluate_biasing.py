@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import biasing, cli, evaluate_speech, recogniser, speech
-from launch.evaluate_speech import Condition, interval, record
-from launch.recogniser import Recogniser
+from launch.common import cli
+from launch.speech import biasing, evaluate, recipe, recogniser
+from launch.speech.evaluate import Condition, interval, record
+from launch.speech.recogniser import Recogniser
 from models.transducer.decode import phrase_boost
 from zojax import train
 from zojax.data.catalogues import read_lists
@@ -52,9 +53,9 @@ def figures(row: Condition, lists: biasing.Lists) -> dict[str, Any]:
     return values
 
 
-def _lead(found: Recogniser, lists: biasing.Lists, boost: float) -> evaluate_speech.Lead:
+def _lead(found: Recogniser, lists: biasing.Lists, boost: float) -> evaluate.Lead:
     def lead(_: Recogniser, batch: Any) -> Recogniser:
-        led = evaluate_speech.led(found, batch)
+        led = evaluate.led(found, batch)
         if not boost:
             return led
         (number,) = batch["id"]
@@ -89,7 +90,7 @@ def run(
     published = None
     if distractors not in ("drawn", "alike"):
         published = {one.text.lower(): one for path in distractors.split(",") for one in read_lists(path).values()}
-    plain, texts = speech.evaluation(found.config, found.units, split), speech.texts(found.config, split)
+    plain, texts = recipe.evaluation(found.config, found.units, split), recipe.texts(found.config, split)
     records, rows = [], []
     for size in sizes:
         lists = biasing.Lists(
@@ -97,7 +98,7 @@ def run(
         )
         batches = _Listed(plain, lists, adapters=adapters, alone=boost > 0)
         try:
-            made = evaluate_speech.conditions(found, batches, beam, _lead(found, lists, boost))
+            made = evaluate.conditions(found, batches, beam, _lead(found, lists, boost))
         except RuntimeError as error:
             cli.complain("eval", error)
             return cli.FAILED
@@ -111,10 +112,10 @@ def run(
             rows.append(named)
     kind = "published" if published else distractors
     name = "_".join([split, which, *(["boost"] if boost else []), *([kind] if any(sizes) else [])])
-    evaluate_speech.save(workdir, f"heard_{name}.jsonl", rows)
+    evaluate.save(workdir, f"heard_{name}.jsonl", rows)
     lines = [json.dumps({"split": split, "weights": which, **one}) + "\n" for one in records]
     (workdir / f"biased_{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     said = f", {boost:g} nats a label of a phrase" if boost else ""
     print(f"{split}, {which} weights, {len(rows[0].utterances)} utterances, lists of {distractors} phrases{said}")
-    print(evaluate_speech.table(records))
+    print(evaluate.table(records))
     return 0

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.language import bert, llama, opt
 from models.language.adapters import add_adapters, add_prefix
 from models.language.prefixes import prefix_of

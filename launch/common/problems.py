@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from launch import quantization, speech_shapes
-from launch.build import build, prepared
-from launch.schema import Config
+from launch.common import quantization
+from launch.common.build import build, prepared
+from launch.common.schema import Config
+from launch.speech import shapes
 from models.language import config as configs
 from models.language import hub
 from models.language.families import FAMILIES, abstract, family_of
@@ -80,7 +81,7 @@ def describe(config: Config) -> Problem:
     """
     patterns = tuple(config.trainable)
     if config.model.name == "transducer":
-        found = speech_shapes.shapes(config, seconds=SECONDS, labels=LABELS)
+        found = shapes.shapes(config, seconds=SECONDS, labels=LABELS)
         return Problem(found.task, *split(found.params, patterns), found.batch, 1)
     if config.model.name != "prompted_lm":
         run = build(config, splits=("dev",))

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from launch import recognition, schema, signals, speech, weights
-from launch.build import build
-from launch.exported import Exported
-from launch.methods import make_method
-from launch.schema import Config
+from launch.common import schema, weights
+from launch.common.build import build
+from launch.common.methods import make_method
+from launch.common.schema import Config
+from launch.speech import recipe, recognition, signals
+from launch.speech.exported import Exported
 from models.transducer.decode import Fusion
 from models.transducer.deployed import DeployedTask, config_of
 from models.transducer.task import TransducerTask
@@ -76,13 +77,13 @@ def load(workdir: Path, which: str) -> Recogniser:
         raise ValueError(f"workdir: {workdir} holds a run with config.model.name={config.model.name!r}, not transducer")
     if config.adapter.rank:
         raise ValueError(f"workdir: {workdir} holds a run with config.adapter.rank={config.adapter.rank}; 0 is needed")
-    units = speech.load_units(workdir)
+    units = recipe.load_units(workdir)
     if config.integer.accelerator != "none":
         path = weights.find_weights(workdir, which)
         run = build(config, splits=("dev",))
         task, params = recognition.deployed(run.task, merge(weights.load_weights(path, run), run.frozen))
-        return Recogniser(config, task, params, units, speech.filter_bank(config))
-    task, key = speech.make_task(config, units.size), jax.random.key(config.seed)
+        return Recogniser(config, task, params, units, recipe.filter_bank(config))
+    task, key = recipe.make_task(config, units.size), jax.random.key(config.seed)
     trainable, frozen = split(jax.eval_shape(task.init, key), tuple(config.trainable))
     if jax.tree.leaves(frozen):
         if not config.model.weights:
@@ -90,7 +91,7 @@ def load(workdir: Path, which: str) -> Recogniser:
                 f"workdir: {workdir} has trained {tuple(config.trainable)} of random weights; the others were not kept"
             )
         # What has been added to that run is trained here, or nowhere.
-        whole = speech.with_new_parts(load(*weights.parse(config.model.weights)).params, jax.eval_shape(task.init, key))
+        whole = recipe.with_new_parts(load(*weights.parse(config.model.weights)).params, jax.eval_shape(task.init, key))
         _, frozen = split(whole, tuple(config.trainable))
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
             raise ValueError(
@@ -102,4 +103,4 @@ def load(workdir: Path, which: str) -> Recogniser:
         found = checkpoint.load(path, (trainable, jax.eval_shape(method.init, trainable)))[0]
     else:
         found = checkpoint.load(path, trainable)
-    return Recogniser(config, task, merge(found, frozen), units, speech.filter_bank(config))
+    return Recogniser(config, task, merge(found, frozen), units, recipe.filter_bank(config))

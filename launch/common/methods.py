@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import optax
 
-from launch import multitask, protocols, quantization
-from launch.schema import Config
+from launch.common import protocols, quantization
+from launch.common.schema import Config
+from launch.language import multitask
 from models.language import bert
 from models.transducer import combine
 from zojax import directions, estimators, masks, precision, schedules, train

@@ -1,10 +1,10 @@
-"""What fields of a config must be together; `launch/schema.py` says what each may hold by itself."""
+"""What fields of a config must be together; `launch/common/schema.py` says what each may hold by itself."""
 
 from typing import Any
 
-from launch.integer_schema import check_integer
+from launch.common.integer_schema import check_integer
 
-Config = Any  # as in `launch.schema`
+Config = Any  # as in `launch.common.schema`
 
 __all__ = ["check_together"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.language import bert
 from zojax import quant, train
 from zojax.estimators import Estimator

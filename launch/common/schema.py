@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from configs.base import get_base
-from launch.checks import check_together
-from launch.integer_schema import depth
+from launch.common.checks import check_together
+from launch.common.integer_schema import depth
 
 # An ml_collections.ConfigDict. `check` knows the type of every field; a type checker does not.
 Config = Any

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.language.llama import Llama, LlamaConfig
 from models.language.pretraining import CausalPretraining
 from zojax.data import tasks

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.transducer.fusion import FusionConfig, join_signals
 from zojax.data.audio import prepared
 from zojax.data.audio.augment import SpecAugment, spec_augment

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from launch import signals
-from launch.schema import Config
+from launch.common.schema import Config
+from launch.speech import signals
 from models.transducer.ancat import AncatConfig
 from models.transducer.conformer import ConformerConfig
 from models.transducer.conv_rnnt import ConvRnntConfig

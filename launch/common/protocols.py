@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from launch.schema import Config
+from launch.common.schema import Config
 from zojax import train
 from zojax.per_example import map_examples
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.recogniser import Recogniser
+from launch.speech.recogniser import Recogniser
 from models.transducer.joiner import join
 from models.transducer.model import BLANK, transducer
 from zojax.data.audio.features import num_frames

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import biasing, quantization, speech
-from launch.schema import Config
+from launch.common import quantization
+from launch.common.schema import Config
+from launch.speech import biasing, recipe
 from models.transducer.decode import ExpansionBeam, Greedy, Hypotheses, Search, decode
 from models.transducer.deployed import deploy
 from models.transducer.integer_task import IntegerTask
@@ -111,7 +112,7 @@ def metrics(config: Config, run: Any, trainable: Params, *, split: str, beam: in
     if config.model.name != "transducer":
         return {}
     params = merge(trainable, run.frozen)
-    found = errors(run.task, params, run.evaluation[split], speech.make_units(config), beam=beam)
+    found = errors(run.task, params, run.evaluation[split], recipe.make_units(config), beam=beam)
     return {"wer": found.rate, "errors": found.errors, "words": found.words}
 
 

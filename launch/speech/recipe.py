@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch import biasing, signals, wake_words, weights
-from launch.schema import Config
-from launch.transducers import look_ahead, model_config
+from launch.common import weights
+from launch.common.schema import Config
+from launch.speech import biasing, signals, wake_words
+from launch.speech.transducers import look_ahead, model_config
 from models.transducer.task import Pruning, TransducerTask
 from zojax.data.audio import batches, prepared, sources, units
 from zojax.data.audio.buckets import Examples, plan_buckets

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.language import config as language_configs
 from models.language import hub
 from models.language.classifier import TextClassifier

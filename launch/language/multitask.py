@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.schema import Config
+from launch.common.schema import Config
 from models.language import hub, probe
 from models.language.multitask import MultiTask, TaskHead
 from zojax import importance
