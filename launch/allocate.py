@@ -1,6 +1,6 @@
 """Finds a number of bits for each matrix of a transducer that ships below 8 bits.
 
-    python -m launch.allocate --config=configs/an4_rnnt_gq.py:runs/an4_rnnt:best --average=4 [--batches=2]
+    python -m launch.allocate --config=configs/rnnt_gq.py:an4 --average=4 [--batches=2]
 
 Measures on batches of dev how much the loss of the integers rises when one matrix alone has fewer bits, of least
 squared error and untrained, and goes down from 8 bits where that costs least. Prints a line a matrix, and the value for

@@ -1,6 +1,6 @@
 """Writes the integer transducer of a run to one file.
 
-    python -m launch.export --workdir=runs/an4_rnnt_aat --out=FILE.safetensors [--weights=best|last|base]
+    python -m launch.export --workdir=runs/an4_aat --out=FILE.safetensors [--weights=best|last|base]
 
 The file has packed codes, tables, multipliers, the accelerator's description, the units, and golden activations of the
 first utterance of test (see `launch/speech/exported.py`); `python -m launch.interpreter FILE` recomputes those. Exit

@@ -8,9 +8,18 @@ import pytest
 from tests.accelerator import oracle
 from tests.accelerator.test_operators import codes, fmt, layer_norm_oracle
 from zojax.accelerator import NARROW, TFLITE
-from zojax.accelerator.emulate import Q3_12, Format, symmetric_format
+from zojax.accelerator.emulate import Q3_12, Format, quantise, symmetric_format
 from zojax.accelerator.linear import FullyConnected
-from zojax.accelerator.lstm import Lstm, LstmWeights, lstm, lstm_layer, lstm_plan
+from zojax.accelerator.lstm import (
+    Lstm,
+    LstmWeights,
+    _frame,
+    _input_gates,
+    initial_state,
+    lstm,
+    lstm_layer,
+    lstm_plan,
+)
 from zojax.accelerator.nonlinear import sigmoid, tanh
 from zojax.accelerator.normalise import LayerNorm
 from zojax.accelerator.products import fold
@@ -181,3 +190,53 @@ def test_weights_that_do_not_fit_are_refused():
     weights = LstmWeights(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8), gain=jnp.ones((4, 2)))
     with pytest.raises(ValueError, match="gain: weights and plan must both have one"):
         lstm_layer(weights, plan, "integer")
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize(("norm", "cifg"), [(False, False), (True, True)])
+def test_gradients_are_those_of_a_plain_loop(projection, norm, cifg):
+    # The scan has a backward of its own; frame after frame in Python, automatic differentiation has none to get wrong.
+    columns, outputs = (3 if cifg else 4) * CELLS, D_OUT if projection else CELLS
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    weights = LstmWeights(
+        jax.random.uniform(next(keys), (D_IN, columns), minval=-1),
+        jax.random.uniform(next(keys), (outputs, columns), minval=-1),
+        jax.random.normal(next(keys), (columns,)),
+        jax.random.uniform(next(keys), (columns // CELLS, CELLS), minval=0.5) if norm else None,
+        (jax.random.uniform(next(keys), (CELLS, D_OUT), minval=-1), jnp.zeros(D_OUT)) if projection else None,
+    )
+    of = symmetric_format(1.0)
+    plan = lstm_plan(
+        TFLITE,
+        input=of,
+        input_weight=of,
+        recurrent_weight=of,
+        output=of,
+        cell_integer_bits=3,
+        hidden=of if projection else None,
+        gain=GAIN if norm else None,
+        projection_weight=of if projection else None,
+    )
+    x, wanted = jax.random.uniform(next(keys), (2, 7, D_IN), minval=-1), jax.random.normal(next(keys), (2, 7, outputs))
+
+    def scanned(x, layer):
+        return lstm(x, layer, TFLITE)[0].value
+
+    def looped(x, layer):
+        gates = _input_gates(x, layer, TFLITE)
+        state, rows = initial_state(layer, 2), []
+        for t in range(7):
+            state, _ = _frame(gates.map(lambda a, t=t: a[:, t]), state, layer, TFLITE)
+            rows.append(state.output.value)
+        return jnp.stack(rows, axis=1)
+
+    def gradients(run):
+        def loss(weights, x):
+            return jnp.sum(wanted * run(quantise(x, of, "emulation"), lstm_layer(weights, plan, "emulation")))
+
+        return jax.tree.leaves(jax.grad(loss, (0, 1))(weights, x))
+
+    assert all(jnp.any(leaf != 0) for leaf in gradients(looped))
+    for mine, plain in zip(gradients(scanned), gradients(looped), strict=True):
+        # Sums of 14 products in another order.
+        np.testing.assert_allclose(mine, plain, rtol=1e-5, atol=1e-5)

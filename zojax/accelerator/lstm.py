@@ -1,7 +1,8 @@
 """The integer LSTM: 8-bit weights and activations, 16-bit gates, a cell of 16 bits or fewer."""
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zojax.accelerator import primitives, products
+from zojax.accelerator._recurrence import Link, run_with_weights_outside
 from zojax.accelerator.device import Accelerator
-from zojax.accelerator.emulate import Q3_12, Format, Mode, Value, quantise
+from zojax.accelerator.emulate import Q3_12, Emulated, Format, Mode, Value, quantise
 from zojax.accelerator.fixed_point import Rescale, rescale
 from zojax.accelerator.linear import (
     FullyConnected,
@@ -292,10 +294,13 @@ def _input_gates(x: Value, p: Lstm, accelerator: Accelerator) -> Value:
     )
 
 
-def _frame(gates: Value, state: LstmState, p: Lstm, accelerator: Accelerator) -> LstmState:
-    """One step from the input's share of the gates."""
-    plan = p.plan
-    total = products.matmul(state.output, p.recurrent, p.recurrent_bias, accelerator)
+def _frame(
+    gates: Value, state: LstmState, p: Lstm, accelerator: Accelerator, links: tuple[Link, ...] = ()
+) -> tuple[LstmState, tuple[Value, ...]]:
+    """One step from the input's share of the gates: (the new state, what the two matrices were multiplied with)."""
+    plan, seen = p.plan, (state.output,)
+    of_recurrent, of_projection = (*links, None, None)[:2]
+    total = products.matmul(state.output, p.recurrent, p.recurrent_bias, accelerator, of_recurrent)
     gates = primitives.requantise(
         total, plan.recurrent.rescale, plan.recurrent.output, accelerator.recurrent, plus=gates
     )
@@ -327,12 +332,27 @@ def _frame(gates: Value, state: LstmState, p: Lstm, accelerator: Accelerator) ->
     hidden = primitives.to_format(hidden, plan.hidden)
     if p.projection is not None:
         layer = p.projection
-        total = products.matmul(hidden, layer.weight, layer.bias, accelerator)
+        seen = *seen, hidden
+        total = products.matmul(hidden, layer.weight, layer.bias, accelerator, of_projection)
         hidden = primitives.to_format(
             primitives.requantise(total, layer.plan.rescale, layer.plan.output, accelerator.recurrent),
             layer.plan.output,
         )
-    return LstmState(output=hidden, cell=cell)
+    return LstmState(output=hidden, cell=cell), seen
+
+
+def _scan(tree: Any, accelerator: Accelerator, links: tuple[Link, ...] | None, leaves: list[Any]) -> Any:
+    """All frames, time first, as `run_with_weights_outside` takes it; `tree` is that of (gates, state, p) in leaves."""
+    gates, state, p = jax.tree.unflatten(tree, map(jnp.asarray, leaves))
+    backs, taps = [link.back for link in links or ()], [link.tap for link in links or ()]
+
+    def body(state, now):
+        gates_now, taps = now
+        new, seen = _frame(primitives.join(gates_now, gates), state, p, accelerator, tuple(map(Link, backs, taps)))
+        return new, (primitives.parts(new.output), tuple(x.value for x in seen if isinstance(x, Emulated)))
+
+    state, (outputs, seen) = jax.lax.scan(body, state, (primitives.parts(gates), taps))
+    return (outputs, *map(primitives.parts, state)), seen
 
 
 def lstm(x: Value, p: Lstm, accelerator: Accelerator, state: LstmState | None = None) -> tuple[Value, LstmState]:
@@ -366,9 +386,12 @@ def lstm(x: Value, p: Lstm, accelerator: Accelerator, state: LstmState | None = 
     state = initial_state(p, x.shape[0]) if state is None else state
     gates = primitives.rearrange(_input_gates(x, p, accelerator), lambda a: jnp.moveaxis(a, 1, 0))
 
-    def body(state, gates_now):
-        new = _frame(primitives.join(gates_now, gates), state, p, accelerator)
-        return new, primitives.parts(new.output)
-
-    state, outputs = jax.lax.scan(body, state, primitives.parts(gates))
+    leaves, tree = jax.tree.flatten((gates, state, p))
+    run = functools.partial(_scan, tree, accelerator)
+    if isinstance(gates, Emulated):
+        weights = (p.recurrent, *([] if p.projection is None else [p.projection.weight]))
+        outputs, *last = run_with_weights_outside(run, tuple(w.value for w in weights), leaves)
+    else:
+        (outputs, *last), _ = run(None, leaves)
+    state = LstmState(*map(primitives.join, last, state))
     return primitives.rearrange(primitives.join(outputs, state.output), lambda a: jnp.moveaxis(a, 0, 1)), state

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Int32
 
 from zojax import ops
 from zojax.accelerator import primitives
+from zojax.accelerator._recurrence import Link, linked
 from zojax.accelerator._wide import i32
 from zojax.accelerator.device import Accelerator
 from zojax.accelerator.emulate import Emulated, Format, Value, emulated
@@ -116,17 +117,18 @@ def fold(bias: Value, w: Value, x: Format) -> Value:
     return bias + moved
 
 
-def _product(x: Value, w: Value, bias: Value, integers: Callable, floats: Callable) -> Value:
+def _product(x: Value, w: Value, bias: Value, integers: Callable, floats: Callable, link: Link | None = None) -> Value:
     if primitives.is_float(x):
         return floats(x, w) + bias
     if not isinstance(x, Emulated):
         return integers(x, w, bias)
     codes = integers(x.codes, w.codes, bias.codes)
     # The products of values on the grid; their sum in float32 is not needed unless it has a gradient.
-    return emulated(codes, floats(x.value, w.value) + bias.value, x.scale * w.scale)
+    smooth = floats(x.value, w.value) if link is None else linked(x.value, link)
+    return emulated(codes, smooth + bias.value, x.scale * w.scale)
 
 
-def matmul(x: Value, w: Value, bias: Value, accelerator: Accelerator) -> Value:
+def matmul(x: Value, w: Value, bias: Value, accelerator: Accelerator, link: Link | None = None) -> Value:
     """bias + x @ w, in the accumulator; the scale is that of x times that of w.
 
     Args:
@@ -134,6 +136,7 @@ def matmul(x: Value, w: Value, bias: Value, accelerator: Accelerator) -> Value:
       w: [k, n], one scale a column or one for all.
       bias: [n], from `fold`.
       accelerator: whose accumulator.
+      link: how gradients leave the product in emulation; None: to x and w.
 
     Returns:
       Sums [..., n]: int32 codes in the integer modes.
@@ -143,7 +146,7 @@ def matmul(x: Value, w: Value, bias: Value, accelerator: Accelerator) -> Value:
       >>> matmul(jnp.int8([1, 2]), jnp.int8([[3], [4]]), jnp.int32([5]), TFLITE).tolist()
       [16]
     """
-    return _product(x, w, bias, lambda x, w, b: accumulate(x, w, b, accelerator), jnp.dot)
+    return _product(x, w, bias, lambda x, w, b: accumulate(x, w, b, accelerator), jnp.dot, link)
 
 
 def contract(x: Value, y: Value, accelerator: Accelerator, *, zero: Any = 0) -> Value:
