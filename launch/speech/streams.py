@@ -77,7 +77,7 @@ class Stream:
         self._state = first(params, rows, fusion)
         several = () if task.config.fusion is None else (task.config.fusion.signals,)
         self._waiting = np.zeros((rows, 0, *several), np.int16)
-        self._done = 0
+        self._done, self._over = 0, False
 
     def push(self, pcm: Int16[np.ndarray, "rows samples *signals"]) -> int:
         """Takes the next samples of each row, any number, and works on the pieces that they complete.
@@ -102,10 +102,11 @@ class Stream:
             self._step(np.concatenate([self._waiting, fill], axis=1), count)
         self._waiting = self._waiting[:, :0]
         self._state = self._flush(self._params, self._state, self._fusion)
+        self._over = True
 
     def found(self) -> Hypotheses:
         """What has been found so far, best first."""
-        return hypotheses(self._state[1])
+        return hypotheses(self._state[1], fusion=self._fusion if self._over else None)
 
     @property
     def encoder(self) -> Any:

@@ -45,9 +45,9 @@ def phrase_boost(phrases: Sequence[Sequence[int]], classes: int, *, reward: floa
 
     Every place of y at which a phrase ends counts, also one phrase within another. The last term is paid in advance,
     label by label, so that a phrase is not dropped before it is complete; what turns out to be none is paid back at
-    once, by the automaton's failure links. ("Ends within": the longest end of y that begins a phrase and is none that
-    nothing longer begins with.) An utterance that ends within a phrase keeps what was paid: a search does not say when
-    it is over. Where a phrase ends, a longer word may go on: labels know no words.
+    once, by the automaton's failure links, or at the end of the utterance. ("Ends within": the longest end of y that
+    begins a phrase and is none that nothing longer begins with.) Where a phrase ends, a longer word may go on: labels
+    know no words.
 
     Args:
       phrases: labels of each, in [1, classes); equal ones count once.
@@ -102,7 +102,7 @@ def phrase_boost(phrases: Sequence[Sequence[int]], classes: int, *, reward: floa
         hoped=filled(hoped, np.float32),
         reward=np.array(reward, np.float32),
     )
-    return Fusion(params=jax.tree.map(jnp.asarray, params), start=_start, step=_step)
+    return Fusion(params=jax.tree.map(jnp.asarray, params), start=_start, step=_step, end=_end)
 
 
 def _power(size: int, *, least: int) -> int:
@@ -141,19 +141,28 @@ def _failures(edges: list[dict[int, int]]) -> tuple[np.ndarray, list[int]]:
     return fail, order
 
 
-def _start(params: _Automaton, batch: int) -> Int[Array, "b classes"]:
+class _State(NamedTuple):
+    """A node, and where each label leads from it: what the scores need is what the next step needs."""
+
+    node: Int[Array, "b"]
+    targets: Int[Array, "b classes"]
+
+
+def _start(params: _Automaton, batch: int) -> _State:
     # The first label, the blank for the start, leads to the root.
-    return jnp.zeros((batch, params.first.shape[0]), jnp.int32)
+    return _State(jnp.zeros(batch, jnp.int32), jnp.zeros((batch, params.first.shape[0]), jnp.int32))
 
 
-def _step(
-    params: _Automaton, labels: Int[Array, "b"], state: Int[Array, "b classes"]
-) -> tuple[Float[Array, "b classes"], Int[Array, "b classes"]]:
-    """The state is where each label leads: what the scores need is what the next step needs."""
-    node = jnp.take_along_axis(state, labels[:, None], axis=1)[:, 0]
-    state = _targets(params, node)
-    gains = params.earned[state] + params.hoped[state] - params.hoped[node][:, None]
-    return params.reward * gains, state
+def _step(params: _Automaton, labels: Int[Array, "b"], state: _State) -> tuple[Float[Array, "b classes"], _State]:
+    node = jnp.take_along_axis(state.targets, labels[:, None], axis=1)[:, 0]
+    targets = _targets(params, node)
+    gains = params.earned[targets] + params.hoped[targets] - params.hoped[node][:, None]
+    return params.reward * gains, _State(node, targets)
+
+
+def _end(params: _Automaton, state: _State) -> Float[Array, "b"]:
+    """What was paid in advance for a phrase that will not come."""
+    return -params.reward * params.hoped[state.node]
 
 
 def _targets(params: _Automaton, node: Int[Array, "b"]) -> Int[Array, "b classes"]:

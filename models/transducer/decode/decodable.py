@@ -69,14 +69,15 @@ class Decodable:
 class Fusion:
     """Shallow fusion: scores for the next label from outside the transducer, such as a language model's.
 
-    A search ranks hypotheses by log P of the transducer plus the scores of their labels. A blank has none. The weight
-    of the model is the functions' business.
+    A search ranks hypotheses by log P of the transducer plus the scores of their labels, and at last that of the end. A
+    blank has none. The weight of the model is the functions' business.
 
     Args:
-      params: arrays, given to both functions.
+      params: arrays, given to all functions.
       start: (params, batch) -> state, as of a `Decodable`.
       step: (params, labels [batch], state) -> (scores of the next label [batch, classes], state); called first with
         the blank. Scores do not change when a hypothesis gets a blank. What stands in the blank's column is not read.
+      end: (params, state) -> score of ending there [batch]; None: it has none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,6 +93,9 @@ class Fusion:
     params: Params
     start: Callable[[Params, int], State] = _static()
     step: Callable[[Params, Int[Array, " b"], State], tuple[Float[Array, "b classes"], State]] = _static()
+    end: Callable[[Params, State], Float[Array, " b"]] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
 
     def initial_state(self, batch: int) -> State:
         """The state before the first label."""

@@ -308,11 +308,12 @@ def decode_step(
 
 
 @jax.jit
-def hypotheses(state: SearchState) -> Hypotheses:
-    """What a search has found so far.
+def hypotheses(state: SearchState, *, fusion: Fusion | None = None) -> Hypotheses:
+    """What a search has found so far, or in the end.
 
     Args:
       state: of `decode_step`.
+      fusion: as given to `start`, where no frame will follow: the score of an end counts. None: more may follow.
 
     Returns:
       The hypotheses, best first.
@@ -324,6 +325,10 @@ def hypotheses(state: SearchState) -> Hypotheses:
       [[0.0, -inf]]
     """
     beam, alive = state.beam, state.beam.alive
+    if fusion is not None and fusion.end is not None:
+        flat = jax.tree.map(lambda x: x.reshape(alive.size, *x.shape[2:]), beam.fused)
+        ends = fusion.end(fusion.params, flat).reshape(alive.shape)
+        beam = beam._replace(external=beam.external + ends)
     order = jnp.argsort(-beam.scores, axis=-1, stable=True)
     return gather(
         Hypotheses(
@@ -369,4 +374,4 @@ def decode(
       ([1, 2], [0, 0])
     """
     state = start(search, decodable, encoded.shape[0], fusion=fusion)
-    return hypotheses(decode_step(search, decodable, encoded, mask, state, fusion=fusion))
+    return hypotheses(decode_step(search, decodable, encoded, mask, state, fusion=fusion), fusion=fusion)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.transducer.decode import Greedy, ModifiedBeam, decode, phrase_boost
+from models.transducer.decode import Greedy, ModifiedBeam, decode, decode_step, hypotheses, phrase_boost, start
 from models.transducer.decode.example import transducer
 
 
@@ -66,6 +66,19 @@ def test_a_search_is_led_to_a_phrase(search):
 
     assert best([[2, 1]])[0] == 2
     assert best([]) == decode(search, transducer(), heard, jnp.ones((1, 3), bool)).tokens[0, 0, :2].tolist()
+
+
+def test_an_utterance_that_ends_within_a_phrase_pays_back():
+    heard, mask = jnp.array([[[0.0, 2.0, 1.8]]]), jnp.ones((1, 1), bool)
+    search, boost = ModifiedBeam(max_labels=4, beam=3), phrase_boost([[2, 1]], 3, reward=0.5)
+    state = start(search, transducer(), 1, fusion=boost)
+    state = decode_step(search, transducer(), heard, mask, state, fusion=boost)
+    assert hypotheses(state).tokens[0, 0, 0] == 2  # 1 may follow
+    over = decode(search, transducer(), heard, mask, fusion=boost)
+    assert over.tokens[0, 0, 0] == 1
+    np.testing.assert_allclose(over.scores, over.log_probs, rtol=1e-6)  # no phrase is whole
+    whole = phrase_boost([[2]], 3, reward=0.5)
+    assert decode(search, transducer(), heard, mask, fusion=whole).tokens[0, 0, 0] == 2
 
 
 def test_many_phrases_are_a_small_automaton():
