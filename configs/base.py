@@ -55,6 +55,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "accelerator": "none",
                 "forward": "emulation",
                 "weights": "absmax",
+                "scales": "column",
                 "bits": 8,
                 "allocation": (),
                 "soft_steps": 0,

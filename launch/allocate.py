@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
         params = {name: value for name, value in merge(run.params, run.frozen).items() if name != "centroids"}
         assert isinstance(run.task, QuantisedTask)
         batches = [run.evaluation["dev"][i] for i in range(min(count, len(run.evaluation["dev"])))]
-        rises = sensitivity(_loss(run.task, batches), params, rules(), bits=DEPTHS)
-        sizes = {path: leaf.size for path, leaf in grids(params, rules()).items()}
+        rises = sensitivity(_loss(run.task, batches), params, rules(config), bits=DEPTHS)
+        sizes = {path: leaf.size for path, leaf in grids(params, rules(config)).items()}
         chosen = allocate(rises, sizes, average_bits=average)
     except (ValueError, FileNotFoundError) as error:
         cli.complain("allocate", error)

@@ -2,7 +2,7 @@
 
     python -m launch.parity_integers
 
-The models are written here with random codes, scales and zero points (`launch.speech.tflite_file`), so that operators
+The models are written here with random codes, scales and zero points (`launch.speech.tflite_layers`), so that operators
 can be compared that no converter emits: LSTMs with layer norm, projection and coupled gates. A line of JSON a case: the
 number of outputs, how many differ, and with which arithmetic of ours. It fails if one output differs.
 """
@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.speech.tflite_file import TfliteFile, run
+from launch.speech.tflite_file import run
+from launch.speech.tflite_layers import NORM_BITS, fully_connected_file, lstm_file
 from zojax.accelerator import TFLITE, Accelerator
 from zojax.accelerator.emulate import Q3_12, Format
 from zojax.accelerator.linear import FullyConnected, fully_connected, linear_plan
@@ -64,18 +65,12 @@ def fully_connected_case(seed: int, rows: int, d_in: int, d_out: int, *, per_cha
     sw = rng.uniform(0.001, 0.01, d_out if per_channel else 1).astype(np.float32)
     # The sums spread over about twice the range of the output, so that some of them clamp.
     sy = np.float32(sx * sw.mean() * np.sqrt(d_in) * 74 * 74 / 60)
-    file = TfliteFile()
-    x = file.tensor((rows, d_in), "int8", scale=sx, zero=zx)
-    y = file.tensor((rows, d_out), "int8", scale=sy, zero=zy)
-    w = file.tensor(weight.shape, "int8", scale=sw, data=weight)
-    b = file.tensor(bias.shape, "int32", scale=sx * sw, data=bias)
-    file.operator("FULLY_CONNECTED", [x, w, b], [y], options="FullyConnectedOptions", version=5)
     scales = "float64" if per_channel else "float32_product"
     plan = linear_plan(fmt(sx, zx), fmt(sw if per_channel else sw[0]), fmt(sy, zy), scales=scales)
     codes = jnp.asarray(weight.T)
     layer = FullyConnected(plan=plan, weight=codes, bias=fold(jnp.asarray(bias), codes, plan.input))
     name = f"fully connected {d_in} -> {d_out}, {'a scale a channel' if per_channel else 'one scale'}"
-    return Case(name=name, model=file.finish([x], [y]), layer=layer, x=int8(rng, rows, d_in, least=-128))
+    return Case(name=name, model=fully_connected_file(layer, rows), layer=layer, x=int8(rng, rows, d_in, least=-128))
 
 
 def lstm_case(
@@ -100,60 +95,16 @@ def lstm_case(
     swx = (rng.uniform(0.8, 1.2, gates) * spread / (sx * 74 * 74 * np.sqrt(d_in))).astype(np.float32)
     swh = (rng.uniform(0.8, 1.2, gates) * spread / (sh * 74 * 40 * np.sqrt(outputs))).astype(np.float32)
     wx, wh = int8(rng, gates, cells, d_in), int8(rng, gates, cells, outputs)
-    integer_bits, cell_scale = 4, np.float32(2.0**-11)
     hidden = (np.float32(rng.uniform(0.006, 0.0078)), int(rng.integers(-20, 20))) if d_out else (sh, zh)
     gate_scale = rng.uniform(2e-4, 4e-4, gates).astype(np.float32) if norm else np.full(gates, 2.0**-12, np.float32)
     gain_scale = rng.uniform(4e-5, 6e-5, gates).astype(np.float32)
-    bias_scale = gain_scale * np.float32(2.0**-10) if norm else sx * swx
+    bias_scale = gain_scale * np.float32(2.0**-NORM_BITS) if norm else sx * swx
     bias = np.stack([rng.integers(-1, 2) * rng.uniform(0, 1, cells) / s for s in bias_scale]).astype(np.int32)
     gain = rng.integers(10000, 32767, (gates, cells)).astype(np.int16)
-
-    file = TfliteFile()
-    x = file.tensor((time, batch, d_in), "int8", scale=sx, zero=zx)
-    absent, skip = [-1], gates - 4  # without an input gate its tensors are absent
-
-    def per_gate(arrays, dtype, scales):
-        made = [file.tensor(a.shape, dtype, scale=s, data=a) for a, s in zip(arrays, scales, strict=True)]
-        return absent * -skip + made
-
-    inputs = [
-        x,
-        *per_gate(wx, "int8", swx),
-        *per_gate(wh, "int8", swh),
-        -1,
-        -1,
-        -1,
-        *per_gate(bias, "int32", bias_scale),
-    ]
     projection = None
     if d_out:
-        sp = np.float32(1.0 / (74 * np.sqrt(cells)))
-        wp, bp = int8(rng, d_out, cells), rng.integers(-3000, 3000, d_out).astype(np.int32)
-        projection = (sp, wp, bp)
-        inputs += [
-            file.tensor(wp.shape, "int8", scale=sp, data=wp),
-            file.tensor(bp.shape, "int32", scale=sp * hidden[0], data=bp),
-        ]
-    else:
-        inputs += [-1, -1]
-    inputs.append(file.tensor((batch, outputs), "int8", scale=sh, zero=zh, variable=True))
-    inputs.append(file.tensor((batch, cells), "int16", scale=cell_scale, variable=True))
-    if norm:
-        inputs += per_gate(gain, "int16", gain_scale)
-    y = file.tensor((time, batch, outputs), "int8", scale=sh, zero=zh)
-    between = [file.tensor((1,), "int16", scale=s) for s in (*[np.float32(2.0**-12)] * -skip, *gate_scale)]
-    between.append(file.tensor((1,), "int8", scale=hidden[0], zero=hidden[1]))
-    file.operator(
-        "UNIDIRECTIONAL_SEQUENCE_LSTM",
-        inputs,
-        [y],
-        options="UnidirectionalSequenceLSTMOptions",
-        intermediates=between,
-        version=3,
-        fusedActivationFunction=4,
-        cellClip=clip,
-        timeMajor=True,
-    )
+        scale = np.float32(1.0 / (74 * np.sqrt(cells)))
+        projection = (scale, int8(rng, d_out, cells), rng.integers(-3000, 3000, d_out).astype(np.int32))
 
     def spread_out(scales):
         return np.repeat(scales, cells)
@@ -166,7 +117,7 @@ def lstm_case(
         input_weight=fmt(spread_out(swx)),
         recurrent_weight=fmt(spread_out(swh)),
         output=fmt(sh, zh),
-        cell_integer_bits=integer_bits,
+        cell_integer_bits=4,
         hidden=fmt(*hidden) if d_out else None,
         gates=dataclasses.replace(Q3_12, scale=jnp.asarray(spread_out(gate_scale))) if norm else Q3_12,
         gain=Format(scale=jnp.asarray(gain_scale)[:, None], low=-32768, high=32767) if norm else None,
@@ -201,7 +152,10 @@ def lstm_case(
     parts = [f"lstm {d_in} -> {cells}", *(["layer norm"] if norm else []), *([f"projection {d_out}"] if d_out else [])]
     parts += [*(["cifg"] if cifg else []), *([f"clip {clip}"] if clip else []), *([f"spread {spread}"])]
     return Case(
-        name=", ".join(parts), model=file.finish([x], [y]), layer=layer, x=int8(rng, time, batch, d_in, least=-128)
+        name=", ".join(parts),
+        model=lstm_file(layer, time, batch),
+        layer=layer,
+        x=int8(rng, time, batch, d_in, least=-128),
     )
 
 

@@ -46,6 +46,8 @@ def check_integer(config: Config) -> None:
     if integer.accelerator == "none":
         if integer.weights != "absmax":
             refuse("integer.weights", integer.weights, "without an accelerator it must be 'absmax'")
+        if integer.scales != "column":
+            refuse("integer.scales", integer.scales, "without an accelerator it must be 'column'")
         return
     speech, method = config.speech, config.method
     for name, value, needed in (

@@ -115,6 +115,7 @@ FIELDS: dict[str, _Field] = {
     "integer.accelerator": _choice("none", "tflite", "narrow"),  # that a transducer is judged on, or trained on
     "integer.forward": _choice("float", "emulation"),  # of first_order: the float network, or the integers in float
     "integer.weights": _choice("absmax", "learned_step", "gq", "s8bqat"),
+    "integer.scales": _choice("column", "gate"),  # of the LSTM's kernels: of each column or gate
     "integer.bits": _Field((int,), lambda v: 1 <= v <= 8, "a number of bits, 1 to 8"),  # of gq and s8bqat
     "integer.allocation": _Field(
         (tuple, list), lambda v: all(type(t) is str and depth(t) for t in v), 'a tuple of "PATTERN=BITS" of leaves'

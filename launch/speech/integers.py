@@ -21,14 +21,20 @@ from zojax.quant.tables import Depth
 
 Params = Any
 
+GATES = r"^(encoder|predictor)/(.*/)?(input|recurrent)$"
 KERNELS = r"^(encoder|predictor|joiner)/(.*/)?(input|recurrent|projection|kernel)$"
 TABLES = r"^predictor/table$"
 
 
-def rules() -> tuple[quant.Rule, ...]:
-    """How a transducer's weights lie on the accelerator's grid: a scale a column, and one for the table of labels."""
+def rules(config: Config) -> tuple[quant.Rule, ...]:
+    """How a transducer's weights lie on the accelerator's grid: a scale a column, and one for the table of labels.
+
+    With `config.integer.scales` "gate", LSTMs have a scale a gate, as the kernels of some runtimes want it.
+    """
+    of_gates = quant.Rule(pattern=GATES, grid="int8_127", per="gate")
     return (
         quant.Rule(pattern=TABLES, grid="int8_127", per="tensor"),
+        *([of_gates] if config.integer.scales == "gate" else []),
         quant.Rule(pattern=KERNELS, grid="int8_127"),
         quant.Rule(pattern="", grid=None),
     )
@@ -63,14 +69,14 @@ def _allocation(config: Config) -> tuple[Depth, ...]:
 
 
 def _absmax(config: Config, params: Params) -> Quantiser:
-    return Quantiser({}, lambda params, step: quant.straight_through(params, rules()))
+    return Quantiser({}, lambda params, step: quant.straight_through(params, rules(config)))
 
 
 def _learned_step(config: Config, params: Params) -> Quantiser:
     def forward(params: Params, step: Any) -> Params:
-        return learned_step(_without(params, "steps"), params["steps"], rules())
+        return learned_step(_without(params, "steps"), params["steps"], rules(config))
 
-    return Quantiser({"steps": initial_steps(params, rules())}, forward)
+    return Quantiser({"steps": initial_steps(params, rules(config))}, forward)
 
 
 def _gq(config: Config, params: Params) -> Quantiser:
@@ -78,22 +84,22 @@ def _gq(config: Config, params: Params) -> Quantiser:
 
     def forward(params: Params, step: Any) -> Params:
         plain = _without(params, "centroids")
-        return general.general(plain, params["centroids"], rules(), step=step, annealing=annealing)
+        return general.general(plain, params["centroids"], rules(config), step=step, annealing=annealing)
 
     start = config.integer.centroids
     return Quantiser(
-        {"centroids": general.initial_centroids(params, rules(), _allocation(config), start=start)}, forward
+        {"centroids": general.initial_centroids(params, rules(config), _allocation(config), start=start)}, forward
     )
 
 
 def _s8bqat(config: Config, params: Params) -> Quantiser:
-    tables = cosine.tables(params, rules(), _allocation(config))
+    tables = cosine.tables(params, rules(config), _allocation(config))
 
     def forward(params: Params, step: Any) -> Params:
         if step is None:
-            return cosine.compressed(params, tables, rules())
+            return cosine.compressed(params, tables, rules(config))
         # In training the regulariser and the compressor do the work; the forward has 8 bits.
-        return quant.straight_through(params, rules())
+        return quant.straight_through(params, rules(config))
 
     def penalty(params: Params) -> Any:
         return config.integer.strength * cosine.penalty(params, tables)
@@ -138,7 +144,7 @@ def on_accelerator(config: Config, found: Loaded, inherited: train.Task | None) 
     forward = config.integer.forward if first_order else "integer"
     task = IntegerTask(**own, formats=formats, accelerator=accelerator, forward=forward)
     if not first_order:
-        return found._replace(task=task, params=quant.quantize_tree(found.params, rules()))
+        return found._replace(task=task, params=quant.quantize_tree(found.params, rules(config)))
     quantiser = QUANTISERS[config.integer.weights](config, found.params)
     return found._replace(
         task=QuantisedTask(

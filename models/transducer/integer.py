@@ -26,6 +26,7 @@ from zojax.accelerator.fixed_point import Rescale, requantise
 from zojax.accelerator.linear import FullyConnected, fully_connected, fully_connected_layer, linear_plan
 from zojax.accelerator.lstm import Lstm, LstmState, LstmWeights, initial_state, lstm, lstm_layer, lstm_plan
 from zojax.accelerator.normalise import LayerNorm, layer_norm, layer_norm_layer, layer_norm_plan
+from zojax.quant.calibration import expand
 
 __all__ = [
     "FrameInput",
@@ -89,7 +90,7 @@ def _weight(leaf: Any) -> tuple[Array, Format]:
             return ops.value(leaf), Format(scale=np.array(1, np.float32))
         grid = inner
     scale = jax.lax.stop_gradient(ops.value(grid.scale))
-    scale = scale.reshape(()) if scale.size == 1 else scale.reshape(-1)
+    scale = scale.reshape(()) if scale.size == 1 else expand(scale, (1, leaf.shape[-1])).reshape(-1)
     return ops.value(leaf), Format.on_grid(grid.grid, scale)
 
 

@@ -120,6 +120,7 @@ def tiny(tmp_path_factory) -> dict:
             "weights": "absmax",
             "bits": 8,
             "allocation": (),
+            "scales": "column",
             "soft_steps": 0,
             "centroids": "uniform",
             "every": 1,

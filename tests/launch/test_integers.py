@@ -101,7 +101,8 @@ def test_each_way_gives_weights_on_the_grid_and_few_levels(start, way):
 
 
 def test_the_text_is_that_of_the_integers(start):
-    made = build(config_of(changed(start)), splits=("test",))
+    config = config_of(changed(start))
+    made = build(config, splits=("test",))
     plain = merge(made.params, made.frozen)
     batches = made.evaluation["test"]
     letters: Any = Letters()
@@ -109,7 +110,7 @@ def test_the_text_is_that_of_the_integers(start):
     assert isinstance(made.task, quantization.QuantisedTask)
     task = made.task.task
     assert isinstance(task, IntegerTask)
-    programs, integers = deploy(task, quant.quantize_tree(plain, rules()))
+    programs, integers = deploy(task, quant.quantize_tree(plain, rules(config)))
     encode, want = jax.jit(programs.encode), []
     for batch in batches:
         frames, mask = encode(integers, batch)
@@ -197,12 +198,28 @@ def test_a_run_on_the_same_accelerator_keeps_its_formats(start, tmp_path):
     assert formats["second"] == formats["first"] != formats["anew"]
 
 
+def test_gates_may_share_a_scale(start):
+    """Then a kernel can be written for runtimes whose LSTMs have one a gate."""
+    made = build(config_of(changed(start, integer__scales="gate")), splits=("test",))
+    task, params = quantization.deployed(made.task, merge(made.params, made.frozen))
+    assert isinstance(task, IntegerTask)
+    _, integers = deploy(task, params)
+    layers = integers["network"].encoder
+    for plan in (plan for layer in layers for plan in (layer.lstm.plan.input, layer.lstm.plan.recurrent)):
+        each = np.asarray(plan.weight.scale).reshape(4, -1)
+        assert np.all(each == each[:, :1])
+        assert len(np.unique(each)) == 4
+    batch = made.evaluation["test"][0]
+    loss, _ = jax.jit(task.loss)(params, batch)
+    assert np.isfinite(loss)
+
+
 def test_s8bqat_compresses_and_pulls(start):
     config = config_of(changed(start, **WAYS["s8bqat"], integer__strength=10.0))
     made = build(config, splits=("dev",))
     params = placed(made.params)
     state = made.method.init(params)
-    levels = cosine.tables(made.params, rules(), (Depth(pattern="", bits=2),))
+    levels = cosine.tables(made.params, rules(config), (Depth(pattern="", bits=2),))
     counts = []
     for step in (1, 2, 3):
         params, state, _ = made.method.step(params, made.frozen, state, next(made.batches), made.key, step)

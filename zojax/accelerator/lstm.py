@@ -390,8 +390,9 @@ def lstm(x: Value, p: Lstm, accelerator: Accelerator, state: LstmState | None = 
     run = functools.partial(_scan, tree, accelerator)
     if isinstance(gates, Emulated):
         weights = (p.recurrent, *([] if p.projection is None else [p.projection.weight]))
-        outputs, *last = run_with_weights_outside(run, tuple(w.value for w in weights), leaves)
+        found: Any = run_with_weights_outside(run, tuple(w.value for w in weights), leaves)
     else:
-        (outputs, *last), _ = run(None, leaves)
+        found, _ = run(None, leaves)
+    outputs, *last = found
     state = LstmState(*map(primitives.join, last, state))
     return primitives.rearrange(primitives.join(outputs, state.output), lambda a: jnp.moveaxis(a, 0, 1)), state

@@ -19,6 +19,8 @@ __all__ = ["PROFILES", "Profile", "Rule", "dequantize_tree", "profile_rules", "q
 
 Params = Any
 
+PER = ("tensor", "column", "row", "channel", "gate")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -29,7 +31,8 @@ class Rule:
       grid: the codes' grid, or None: the leaf stays as it is.
       per: "tensor", "column" (one scale an output channel: axis -2 is reduced), "row" (one a row of a table: axis -1
         is reduced), or a group size (int) along axis -2; leading axes, a scanned one among them, keep a scale each.
-        "channel": one scale for each entry of axis -1 alone, for kernels of convolutions.
+        "channel": one scale for each entry of axis -1 alone, for kernels of convolutions. "gate": one for each quarter
+        of axis -1, the gates of an LSTM.
       calibration: "absmax" or "mse".
       power_of_two: whether scales are powers of two.
       activations: how activations are quantised for products with the leaf, or None.
@@ -52,8 +55,8 @@ class Rule:
     def __post_init__(self):
         if self.grid is not None:
             get_grid(self.grid)
-        if not (self.per in ("tensor", "column", "row", "channel") or (isinstance(self.per, int) and self.per > 0)):
-            raise ValueError(f'per: {self.per!r}; "tensor", "column", "row", "channel" or a group size is needed')
+        if not (self.per in PER or (isinstance(self.per, int) and self.per > 0)):
+            raise ValueError(f"per: {self.per!r}; {', '.join(PER)} or a group size is needed")
         if self.calibration not in CALIBRATIONS:
             raise ValueError(f"calibration: {self.calibration!r}; one of {', '.join(CALIBRATIONS)} is needed")
 
@@ -79,7 +82,9 @@ class Rule:
             return (*lead, rows // self.per, columns)
         if self.per == "channel":
             return (*(1 for _ in lead), 1, columns)
-        last = {"tensor": (1, 1), "column": (1, columns), "row": (rows, 1)}[self.per]
+        if self.per == "gate" and columns % 4:
+            raise ValueError(f"rules: the {columns} columns of {path!r} are no four gates")
+        last = {"gate": (1, 4), "tensor": (1, 1), "column": (1, columns), "row": (rows, 1)}[self.per]
         return (*lead, *last)
 
 
