@@ -164,7 +164,7 @@ def _described(node: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
             tensors[f"{name}/table"], tensors[f"{name}/indices"] = table, pack(indices, bits)
             shape = list(array.shape)
             return {"indices": f"{name}/indices", "table": f"{name}/table", "bits": bits, "shape": shape}
-    tensors[name] = np.ascontiguousarray(array)
+    tensors[name] = np.asarray(array, order="C")  # ascontiguousarray makes a vector of a scalar
     return {"tensor": name}
 
 
