@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from models.transducer.integer_formats import FEATURES, Formats, LayerFormats, Note, span, unknown_formats
+from models.transducer.integer_formats import (
+    CELL_BITS,
+    FEATURES,
+    Formats,
+    LayerFormats,
+    Note,
+    cell_error,
+    seen,
+    span,
+    unknown_formats,
+)
 from models.transducer.layers import NORM_EPS
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig
@@ -233,15 +243,23 @@ def _run(
 
 
 def _note_inside(x: Array, layer: Lstm, accelerator: Accelerator, note: Note, name: str) -> None:
-    """Tells of the outputs and the cells of each frame of a float LSTM, which itself returns no more than the last."""
+    """Tells of the outputs of a float LSTM, and how far they are off where its cells alone are integers."""
+    top = 2.0 ** (accelerator.cell_bits - 1)
 
-    def step(state, frame):
-        _, new = lstm(frame[:, None], layer, accelerator, state)
-        return new, new
+    def outputs(scale: Array) -> Array:
+        def step(state, frame):
+            _, new = lstm(frame[:, None], layer, accelerator, state)
+            held = jnp.clip(jnp.round(new.cell / scale), -top, top - 1) * scale
+            return new._replace(cell=jnp.where(scale > 0, held, new.cell)), new.output
 
-    _, seen = jax.lax.scan(step, initial_state(layer, x.shape[0]), jnp.moveaxis(x, 1, 0))
-    note(f"{name}/output", jnp.moveaxis(seen.output, 0, 1))
-    note(f"{name}/cell", jnp.moveaxis(seen.cell, 0, 1))
+        _, seen = jax.lax.scan(step, initial_state(layer, x.shape[0]), jnp.moveaxis(x, 1, 0))
+        return jnp.moveaxis(seen, 0, 1)
+
+    scales = jnp.array([0.0, *(2.0**n / top for n in CELL_BITS)])
+    exact, *held = jax.vmap(outputs)(scales)
+    note(f"{name}/output", exact)
+    for integer_bits, found in zip(CELL_BITS, held, strict=True):
+        note(cell_error(f"{name}", integer_bits), jnp.mean((found - exact) ** 2, axis=-1, keepdims=True))
 
 
 def encode(
@@ -326,7 +344,7 @@ def observe(
     labels: Int[Array, "b u"],
     accelerator: Accelerator,
 ) -> dict[str, tuple[Array, Array]]:
-    """The ranges of all activations of a float network on a batch; may be called in a program.
+    """The ranges of all activations of a float network on a batch, and errors; may be called in a program.
 
     Args:
       config: sizes.
@@ -337,17 +355,17 @@ def observe(
       accelerator: any.
 
     Returns:
-      {name: (least, greatest)}.
+      {name: (least, greatest)}, see `integer_formats.seen`.
     """
     assert isinstance(config.encoder, LstmConfig)
     found: dict[str, tuple[Array, Array]] = {}
     stacked = mask[:, config.encoder.stack - 1 :: config.encoder.stack]
 
     def of_frames(name: str, value: Array) -> None:
-        found[name] = span(value, mask if name == "input" else stacked)
+        found[name] = seen(name, value, mask if name == "input" else stacked)
 
     def of_symbols(name: str, value: Array) -> None:
-        found[name] = span(value)
+        found[name] = seen(name, value, jnp.ones(value.shape[:-1], bool))
 
     formats = unknown_formats(config, params)
     net = network(config, params, formats, accelerator, "float")

@@ -17,12 +17,15 @@ from zojax.accelerator.emulate import Format, activation_format, symmetric_forma
 from zojax.accelerator.fixed_point import Rescale, rescale
 
 __all__ = [
+    "CELL_BITS",
     "FEATURES",
     "Formats",
     "LayerFormats",
     "Ranges",
+    "cell_error",
     "check_integer",
     "make_formats",
+    "seen",
     "span",
     "unknown_formats",
     "widen",
@@ -35,6 +38,9 @@ Ranges = dict[str, tuple[float, float]]
 FEATURES = Format(scale=np.array(2.0**-9, np.float32), zero=np.array(0, np.int32), low=-(2**15), high=2**15 - 1)
 """Log-Mel features as they reach the accelerator: 16 bits, 6 before the point. The scale is a power of two, so that
 every program rounds them alike."""
+
+CELL_BITS = (3, 4, 5, 6)
+"""Integer bits that a cell may have: those that tables of tanh take."""
 
 # Powers of two by which trained numbers may outgrow what they were when their format was made.
 ROOM = 2.0
@@ -122,8 +128,16 @@ def span(x: Float[Array, "*b d"], mask: Bool[Array, "*b"] | None = None) -> tupl
     return jnp.min(jnp.where(inside, x, 0)), jnp.max(jnp.where(inside, x, 0))
 
 
+def seen(name: str, x: Float[Array, "*b d"], mask: Bool[Array, "*b"]) -> tuple[Array, Array]:
+    """What ranges hold of an activation: its `span`, or (0, the mean) of an error, see `cell_error`."""
+    if "/cell_error/" not in name:
+        return span(x, mask)
+    total = jnp.sum(jnp.where(mask[..., None], x, 0))
+    return jnp.zeros(()), total / jnp.maximum(jnp.sum(mask) * x.shape[-1], 1)
+
+
 def widen(found: Iterable[dict[str, tuple[Any, Any]]]) -> Ranges:
-    """The ranges of several batches together.
+    """The ranges of several batches together; of errors the largest.
 
     Args:
       found: ranges of each.
@@ -181,8 +195,9 @@ def make_formats(config: TransducerConfig, params: Params, ranges: Ranges, accel
     """The formats of a transducer's activations, made on the host.
 
     Activations between operators are asymmetric with the range that was seen. Gains and logits are held in 16 bits of
-    a power of two with room for twice of what was seen. The cell's format reaches the power of two above what was
-    seen, within what the table of the accelerator takes.
+    a power of two with room for twice of what was seen. The cell's format reaches the power of two of `CELL_BITS` with
+    which the LSTM's outputs are nearest to those of float cells: one that reached all that was seen would leave a cell
+    of 8 bits few codes where tanh still changes. (Ours.)
 
     Args:
       config: sizes.
@@ -218,7 +233,7 @@ def make_formats(config: TransducerConfig, params: Params, ranges: Ranges, accel
                 output=activation(f"{name}/{i}/output"),
                 norm=activation(f"{name}/{i}/norm"),
                 gain=_wide(float(np.abs(np.asarray(stack[f"norm_{i}"]["norm"]["scale"])).max())),
-                cell_integer_bits=_cell_bits(ranges[f"{name}/{i}/cell"]),
+                cell_integer_bits=min(CELL_BITS, key=lambda n: ranges[cell_error(f"{name}/{i}", n)][1]),
             )
             for i in range(count)
         )
@@ -245,8 +260,9 @@ def _wide(largest: float) -> Format:
     return symmetric_format(ROOM * max(largest, 2.0**-10), 16, power_of_two=True)
 
 
-def _cell_bits(seen: tuple[float, float]) -> int:
-    return int(np.clip(np.ceil(np.log2(max(-seen[0], seen[1], 1.0))), 3, 6))
+def cell_error(layer: str, integer_bits: int) -> str:
+    """The name, in ranges, of the squared error of a layer's outputs with a cell of so many integer bits."""
+    return f"{layer}/cell_error/{integer_bits}"
 
 
 Note = Callable[[str, Array], None]
