@@ -5,6 +5,10 @@ codes. From a float run that is a stage after post-training quantisation; from o
 (--config.model.weights=runs/an4_aat:best) one after accelerator-aware training, in the formats of that run.
 
     python -m launch.train --config=configs/rnnt_zo_integer.py:an4 --workdir=runs/an4_zo_integer
+
+A thousand weights in place of all, which forwards tell of sooner (norms and a bias, floats until they are deployed):
+--config.trainable="('encoder/lstm/norm_','joiner/encoded/bias')" --config.optimizer.name=adam
+--config.optimizer.learning_rate=3e-4 --config.method.eps=1e-2
 """
 
 from typing import Any
