@@ -51,8 +51,8 @@ def relative(by_distance: Float[Array, "*b queries distances"], keys: int) -> Fl
       [..., queries, keys].
 
     Example:
-      >>> relative(jnp.array([[2, 1, 0, -1], [2, 1, 0, -1]]), 3).tolist()
-      [[1, 0, -1], [2, 1, 0]]
+      >>> relative(jnp.array([[2.0, 1.0, 0.0, -1.0], [2.0, 1.0, 0.0, -1.0]]), 3).tolist()
+      [[1.0, 0.0, -1.0], [2.0, 1.0, 0.0]]
     """
     *batch, queries, distances = by_distance.shape
     # Rows that are one longer, read as rows that are one shorter: each begins one column later than the row before.

@@ -87,7 +87,7 @@ class DeployedTask(TransducerTask):
 
     Example:
       >>> DeployedTask.__dataclass_fields__["accelerator"].type
-      <class 'zojax.accelerator._accelerator.Accelerator'>
+      <class 'zojax.accelerator.device.Accelerator'>
     """
 
     accelerator: Accelerator

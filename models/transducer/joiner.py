@@ -43,6 +43,7 @@ class Joiner(nn.Module):
       classes: the blank among them.
 
     Example:
+      >>> import jax
       >>> joiner = Joiner(8, 6, 4, 3)
       >>> variables = joiner.init(jax.random.key(0), jnp.ones((1, 2, 1, 8)), jnp.ones((1, 1, 5, 6)))
       >>> joiner.apply(variables, jnp.ones((1, 2, 1, 8)), jnp.ones((1, 1, 5, 6))).shape

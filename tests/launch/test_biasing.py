@@ -17,8 +17,8 @@ from launch import train as train_program
 from launch import transcribe as transcribe_program
 from launch.common import cli, schema
 from launch.common.build import build
-from launch.speech import biasing, recipe, recogniser, recognition
-from launch.speech_shapes import shapes
+from launch.speech import biasing, evaluate, recipe, recogniser, recognition
+from launch.speech.shapes import shapes
 from models.transducer.task import TransducerTask
 from zojax.data.audio.units import CharacterUnits
 from zojax.data.audio.waves import RATE
@@ -91,7 +91,7 @@ def test_only_adapters_are_trained_and_the_run_is_read_with_its_base(runs):
 
 def test_one_command_evaluates_by_list_size_and_an_empty_list_is_the_base(runs, capsys, monkeypatch):
     # Streams are compared below, by fewer programs.
-    monkeypatch.setattr(evaluate_speech, "can_stream", lambda found: False)
+    monkeypatch.setattr(evaluate, "can_stream", lambda found: False)
     base, adapted = runs
     arguments = [f"--workdir={adapted}", "--beam=0", "--sizes=0,3", "--distractors=alike"]
     assert eval_program.main(["eval", *arguments]) == 0

@@ -19,7 +19,8 @@ D, MLP, VOCAB, LAYERS, ROWS, LENGTH = 16, 32, 64, 3, 8, 12
 # On a machine of eight CPU devices, in a process of its own: JAX fixes their number when it starts.
 PROGRAM = """
 import importlib, json, sys
-from launch import plan, problems, schema
+from launch import plan
+from launch.common import problems, schema
 from models.language.llama_config import LlamaConfig
 plan._have(8)
 problems.NAMED["tiny"] = LlamaConfig(vocab_size={VOCAB}, hidden_size={D}, num_hidden_layers={LAYERS}, head_dim=4,

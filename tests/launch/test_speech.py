@@ -314,7 +314,7 @@ def test_what_never_ends_is_cut_off_alike(found, fields):
 
 def test_streams_that_differ_end_the_evaluation(trained, monkeypatch, capsys):
     honest = evaluate.stream
-    monkeypatch.setattr(evaluate_speech, "stream", lambda *a, **k: honest(*a, **k)._replace(labels=np.array([1])))
+    monkeypatch.setattr(evaluate, "stream", lambda *a, **k: honest(*a, **k)._replace(labels=np.array([1])))
     assert eval_program.main(["eval", f"--workdir={trained}", "--beam=0"]) == 1
     assert "streams give another text" in capsys.readouterr().err
 
@@ -381,7 +381,7 @@ def test_a_split_may_be_several(monkeypatch):
     corpus = recordings.Recordings(
         files={name: [recordings.Recording("a", Path("a.wav"), "A", "")] for name in ("train_a", "train_b", "dev")}
     )
-    monkeypatch.setattr(speech, "source", lambda config: corpus)
+    monkeypatch.setattr(recipe, "source", lambda config: corpus)
     monkeypatch.setattr(recipe.prepared, "load", lambda source, name: asked.append(name))
     for name in ("train", "dev", "test"):
         recipe._split(None, name)
