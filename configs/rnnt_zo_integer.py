@@ -6,7 +6,7 @@ codes. From a float run that is a stage after post-training quantisation; from o
 
     python -m launch.train --config=configs/rnnt_zo_integer.py:an4 --workdir=runs/an4_zo_integer
 
-A thousand weights in place of all, which forwards tell of sooner (norms and a bias, floats until they are deployed):
+Norms and a bias alone, floats until they are deployed, in place of all codes:
 --config.trainable="('encoder/lstm/norm_','joiner/encoded/bias')" --config.optimizer.name=adam
 --config.optimizer.learning_rate=3e-4 --config.method.eps=1e-2
 """

@@ -63,6 +63,11 @@ def lstm_file(layer: Lstm, time: int, batch: int) -> bytes:
     gates, d_in, outputs = 3 if layer.cifg else 4, layer.input.shape[0], layer.recurrent.shape[0]
     if plan.cell.high != 2**15 - 1:
         raise ValueError(f"layer: cells up to {plan.cell.high}; the runtime's have 16 bits")
+    of_input = _a_gate("input", plan.input.weight.scale, gates, cells)
+    of_recurrent = _a_gate("recurrent", plan.recurrent.weight.scale, gates, cells)
+    of_gates = _a_gate("gates", plan.input.output.scale, gates, cells)
+    if layer.projection is not None and np.size(layer.projection.plan.weight.scale) > 1:
+        raise ValueError("layer: the projection has several scales; the runtime's LSTM has one")
     file, absent = TfliteFile(), [-1] * (4 - gates)  # with coupled gates the tensors of the input gate are absent
 
     def per_gate(arrays: np.ndarray, dtype: str, scales: np.ndarray) -> list[int]:
@@ -71,9 +76,6 @@ def lstm_file(layer: Lstm, time: int, batch: int) -> bytes:
     def kernel(codes: Any) -> np.ndarray:
         return _codes(codes).T.reshape(gates, cells, -1)
 
-    of_input = _a_gate("input", plan.input.weight.scale, gates, cells)
-    of_recurrent = _a_gate("recurrent", plan.recurrent.weight.scale, gates, cells)
-    of_gates = _a_gate("gates", plan.input.output.scale, gates, cells)
     x = _activation(file, (time, batch, d_in), plan.input.input)
     inputs = [x, *per_gate(kernel(layer.input), "int8", of_input)]
     inputs += [*per_gate(kernel(layer.recurrent), "int8", of_recurrent), -1, -1, -1]
@@ -91,8 +93,6 @@ def lstm_file(layer: Lstm, time: int, batch: int) -> bytes:
     else:
         of, weight = layer.projection.plan, _codes(layer.projection.weight)
         scale = np.asarray(of.weight.scale, np.float32)
-        if scale.size > 1:
-            raise ValueError("layer: the projection has several scales; the runtime's LSTM has one")
         inputs.append(file.tensor((outputs, cells), "int8", scale=scale, data=weight.T))
         bias = _unfolded(layer.projection.bias, weight, of.input)
         inputs.append(file.tensor(bias.shape, "int32", scale=scale * np.float32(of.input.scale), data=bias))

@@ -259,7 +259,7 @@ def _note_inside(x: Array, layer: Lstm, accelerator: Accelerator, note: Note, na
     exact, *held = jax.vmap(outputs)(scales)
     note(f"{name}/output", exact)
     for integer_bits, found in zip(CELL_BITS, held, strict=True):
-        note(cell_error(f"{name}", integer_bits), jnp.mean((found - exact) ** 2, axis=-1, keepdims=True))
+        note(cell_error(name, integer_bits), jnp.mean((found - exact) ** 2, axis=-1, keepdims=True))
 
 
 def encode(

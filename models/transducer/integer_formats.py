@@ -33,7 +33,7 @@ __all__ = [
 
 Params = Any
 Ranges = dict[str, tuple[float, float]]
-"""Least and greatest value of each named activation."""
+"""Least and greatest value of each named activation, and 0 and the mean of each error, see `seen`."""
 
 FEATURES = Format(scale=np.array(2.0**-9, np.float32), zero=np.array(0, np.int32), low=-(2**15), high=2**15 - 1)
 """Log-Mel features as they reach the accelerator: 16 bits, 6 before the point. The scale is a power of two, so that

@@ -47,8 +47,8 @@ def run_with_weights_outside(run: Run, weights: tuple[jax.Array, ...], *args: An
     """The result of a recurrence of products y_t = x_t W, with the gradient dW = sum_t x_t' dy_t.
 
     Args:
-      run: (links, *args) -> (result, seen): makes the nth product of each frame by links[n], where there are links, and
-        tells as seen[n] [time, batch, n_in] what the nth matrix was multiplied with. The matrices are in `args`, too.
+      run: (links, *args) -> (result, seen): makes the nth product of each frame by links[n], unless there are none,
+        and tells as seen[n] [time, batch, n_in] what the nth matrix was multiplied with. They are in `args`, too.
       weights: the matrices [n_in, n_out], for their gradient.
       *args: lists of arrays.
 
@@ -56,11 +56,11 @@ def run_with_weights_outside(run: Run, weights: tuple[jax.Array, ...], *args: An
       The result of `run`.
     """
     del weights
-    return run(None, *args)[0]
+    return run((), *args)[0]
 
 
 def _forward(run: Run, weights, *args):
-    _, seen = jax.eval_shape(functools.partial(run, None), *args)
+    _, seen = jax.eval_shape(functools.partial(run, ()), *args)
     backs = [w.T for w in weights]
     taps = [jnp.zeros((*x.shape[:-1], w.shape[-1])) for x, w in zip(seen, weights, strict=True)]
 

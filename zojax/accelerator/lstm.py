@@ -341,10 +341,10 @@ def _frame(
     return LstmState(output=hidden, cell=cell), seen
 
 
-def _scan(tree: Any, accelerator: Accelerator, links: tuple[Link, ...] | None, leaves: list[Any]) -> Any:
+def _scan(tree: Any, accelerator: Accelerator, links: tuple[Link, ...], leaves: list[Any]) -> Any:
     """All frames, time first, as `run_with_weights_outside` takes it; `tree` is that of (gates, state, p) in leaves."""
     gates, state, p = jax.tree.unflatten(tree, map(jnp.asarray, leaves))
-    backs, taps = [link.back for link in links or ()], [link.tap for link in links or ()]
+    backs, taps = [link.back for link in links], [link.tap for link in links]
 
     def body(state, now):
         gates_now, taps = now
@@ -392,7 +392,7 @@ def lstm(x: Value, p: Lstm, accelerator: Accelerator, state: LstmState | None = 
         weights = (p.recurrent, *([] if p.projection is None else [p.projection.weight]))
         found: Any = run_with_weights_outside(run, tuple(w.value for w in weights), leaves)
     else:
-        found, _ = run(None, leaves)
+        found, _ = run((), leaves)
     outputs, *last = found
     state = LstmState(*map(primitives.join, last, state))
     return primitives.rearrange(primitives.join(outputs, state.output), lambda a: jnp.moveaxis(a, 0, 1)), state

@@ -249,3 +249,25 @@ def test_refusals(case):
     turned = case.params | {"encoder": case.params["encoder"] | {"input": {"scale": -jnp.ones(4), "bias": jnp.ones(4)}}}
     with pytest.raises(ValueError, match="encoder/input/scale: -1"):
         calibrate(case.task, turned, [case.batch], case.accelerator)
+
+
+@pytest.mark.parametrize(("signs", "wanted"), [([1] * 40, 3), ([1] * 12 + [-1] * 12, 4)])
+def test_a_cell_has_the_range_that_its_outputs_need(signs, wanted):
+    """Cells that add up their input reach 40 and stay, where tanh is 1 from any range; or 12 and come back."""
+    encoder = LstmConfig(d_in=1, stack=1, layers=1, hidden=2)
+    config = TransducerConfig(encoder=encoder, predictor=StatelessConfig(vocab_size=3, embedding=2), joint=2)
+    task = TransducerTask(config=config)
+    params = task.init(jax.random.key(0))
+    cell = params["encoder"]["lstm"]["lstm_0"]
+    cell["recurrent"] = jnp.zeros_like(cell["recurrent"])
+    cell["input"] = jnp.repeat(jnp.array([[0.0, 0.0, 4.0, 0.0]]), 2, axis=1)  # input, forget, cell, output
+    cell["bias"] = jnp.repeat(jnp.array([6.0, 9.0, 0.0, 6.0]), 2)
+    batch = {
+        "features": jnp.array(signs, jnp.float32)[None, :, None],
+        "frame_lengths": jnp.array([len(signs)], jnp.int32),
+        "labels": jnp.array([[1]], jnp.int32),
+        "label_lengths": jnp.array([1], jnp.int32),
+        "weight": jnp.ones(1),
+    }
+    formats = calibrate(task, params, [batch], NARROW)
+    assert formats.encoder[0].cell_integer_bits == wanted
