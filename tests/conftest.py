@@ -1,9 +1,11 @@
 """Shapes are checked while the tests run, JAX stays on the CPU, and data outside the checkout is optional."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports jax: the suite gives the same answers on every machine.
@@ -16,6 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -27,6 +30,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The scripts that make golden files import what they compare with; doctest would import them.
 collect_ignore_glob = ["golden/*"]
+
+MAPPINGS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs() -> Iterator[None]:
+    """Forgets compiled programs when they are many.
+
+    Each holds a dozen of the 65,530 mappings that Linux allows a process; a worker that reaches them crashes.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
