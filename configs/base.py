@@ -135,6 +135,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "phrases": "",
                 "size": 100,
                 "keep": 0.8,
+                "positions": False,
                 "width": 128,
                 "hidden": 64,
                 "source": "minilm",

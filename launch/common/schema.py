@@ -228,6 +228,7 @@ FIELDS: dict[str, _Field] = {
     "biasing.phrases": _Field((str,), lambda v: True, "names, a file with a phrase a line, or nothing"),
     "biasing.size": _integer(1),  # at most so many distractors in a list to train on, and so many to evaluate with
     "biasing.keep": _Field((float, int), lambda v: 0 < v <= 1, "a share, in (0, 1]"),  # of utterances that are listed
+    "biasing.positions": _flag(),  # keys of each position of a phrase, instead of one of the phrase
     "biasing.width": _integer(1),  # of the attentions, a multiple of their 4 heads
     "biasing.hidden": _integer(1),  # cells of the phrase encoders, each direction, and width of their tables
     "biasing.source": _text(),  # of the text encoder that knows meanings: as model.source

@@ -42,6 +42,7 @@ def biasing_config(config: Config) -> BiasingConfig | None:
     return BiasingConfig(
         acoustic=c.kind in ("acoustic", "both"),
         semantic=semantic,
+        positions=c.positions,
         embedding=c.hidden,
         hidden=c.hidden,
         width=c.width,

@@ -9,13 +9,15 @@ The paper's body is not public. The following is ours:
   would make sense, subwords and meanings. Biases are added to both sides where they have the joint width.
 - The semantic query is the predictor's output and a vector of the decoded prefix, mixed. A text encoder cannot run
   inside a search; so a prefix is the decaying mean of its labels' vectors, each embedded once.
+- With `positions`, each label and each character of a phrase has a key of its own, that says what stands before it and
+  what comes next; a phrase's meaning stands beside each of its labels.
 - The gate, and that the no-bias key has no value, so that an empty catalogue leaves the base model as it is, bit for
   bit.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -40,9 +42,9 @@ class Memory(NamedTuple):
     """What an attention keeps of catalogues: a tree of arrays, whose first axis is that of catalogues.
 
     Attributes:
-      keys: of the phrases.
-      values: of the phrases.
-      mask: True where there is a phrase.
+      keys: of the phrases, or of their positions.
+      values: likewise.
+      mask: True where there is one.
     """
 
     keys: Float[Array, "b k heads d"]
@@ -158,6 +160,7 @@ class BiasingConfig:
     Attributes:
       acoustic: whether phrases are read as characters, too.
       semantic: whether there are meanings of phrases and of the decoded prefix.
+      positions: whether attentions have keys of each position of a phrase, instead of one of the phrase.
       embedding: width of the tables of subwords and characters.
       hidden: cells of the phrase encoders, each direction.
       width: of each attention.
@@ -176,6 +179,7 @@ class BiasingConfig:
 
     acoustic: bool = False
     semantic: bool = False
+    positions: bool = False
     embedding: int = 64
     hidden: int = 64
     width: int = 128
@@ -229,11 +233,12 @@ class Biasing(nn.Module):
 
     def setup(self):
         c = self.config
-        self.subword = PhraseEncoder(self.classes, c.embedding, c.hidden)
+        self.subword = PhraseEncoder(self.classes, c.embedding, c.hidden, c.positions)
         heard = written = self.subword.d_out
         if c.acoustic:
-            self.character = PhraseEncoder(CHARACTERS, c.embedding, c.hidden)
-            heard += self.character.d_out
+            self.character = PhraseEncoder(CHARACTERS, c.embedding, c.hidden, c.positions)
+            # Labels and characters stand at other positions: keys beside each other, where phrases have one vector.
+            heard += 0 if c.positions else self.character.d_out
         if c.semantic:
             self.meaning = Linear(self.subword.d_out, c.meaning**-0.5)
             self.meaning_norm = LayerNorm(NORM_EPS)
@@ -262,15 +267,27 @@ class Biasing(nn.Module):
         Returns:
           What the other methods take.
         """
-        rows, subword = jnp.asarray(catalogue["rows"]), self.subword(jnp.asarray(catalogue["pieces"]))
-        heard = written = [subword]
-        units = jnp.zeros((self.classes, 0))
-        if self.config.acoustic:
-            heard = [*heard, self.character(jnp.asarray(catalogue["characters"]))]
-        if self.config.semantic:
+        c, rows = self.config, jnp.asarray(catalogue["rows"])
+        vectors, real = self._read(self.subword, catalogue["pieces"])
+        heard, written, units = (vectors, real), vectors, jnp.zeros((self.classes, 0))
+        if c.acoustic:
+            others, exist = self._read(self.character, catalogue["characters"])
+            if c.positions:
+                heard = jnp.concatenate([vectors, others], axis=1), jnp.concatenate([real, exist], axis=1)
+            else:
+                heard = jnp.concatenate([vectors, others], axis=2), real
+        if c.semantic:
             meaning = self.meaning_norm(self.meaning(_unit(jnp.asarray(catalogue["meaning"]))))
-            written, units = [*written, meaning], _unit(jnp.asarray(catalogue["unit_meaning"]))
-        return Memories(_listed(self.heard, heard, rows), _listed(self.written, written, rows), units)
+            beside = jnp.broadcast_to(meaning[:, None], (*real.shape, meaning.shape[1]))
+            written, units = jnp.concatenate([vectors, beside], axis=2), _unit(jnp.asarray(catalogue["unit_meaning"]))
+        return Memories(_listed(self.heard, *heard, rows), _listed(self.written, written, real, rows), units)
+
+    def _read(self, encoder: PhraseEncoder, symbols: Any) -> tuple[Float[Array, "p l d"], Bool[Array, "p l"]]:
+        """The vectors of each phrase, and which of them there are; a single one but with positions."""
+        symbols = jnp.asarray(symbols)
+        if self.config.positions:
+            return encoder(symbols), symbols > 0
+        return encoder(symbols)[:, None], jnp.ones((len(symbols), 1), bool)
 
     def frames(self, frames: Float[Array, "b *t j"], memories: Memories) -> Float[Array, "b *t j"]:
         """Frames of the joint width with what the catalogues say to them."""
@@ -282,7 +299,7 @@ class Biasing(nn.Module):
         """The predictor's outputs after 0, 1, .. u labels, with what the catalogues say to them."""
 
         def read(prefix: Array, label: Array) -> tuple[Array, Array]:
-            prefix = _read(prefix, label, memories)
+            prefix = _behind(prefix, label, memories)
             return prefix, prefix
 
         start = jnp.zeros((len(symbols), memories.units.shape[1]))
@@ -313,7 +330,7 @@ class Biasing(nn.Module):
         Returns:
           (output, state).
         """
-        state = jnp.where(label[:, None] > 0, _read(state, label, memories), state)
+        state = jnp.where(label[:, None] > 0, _behind(state, label, memories), state)
         return symbol + self.written.bias(self._query(symbol, state), memories.written), state
 
     def _query(self, symbols: Array, prefixes: Array) -> Array:
@@ -325,12 +342,17 @@ def _unit(x: Float[Array, "n m"]) -> Float[Array, "n m"]:
     return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
-def _read(prefix: Array, label: Array, memories: Memories) -> Array:
+def _behind(prefix: Array, label: Array, memories: Memories) -> Array:
     return DECAY * prefix + (1 - DECAY) * memories.units[label]
 
 
-def _listed(attention: BiasingAttention, parts: list[Array], rows: Int[Array, "b k"]) -> Memory:
+def _listed(
+    attention: BiasingAttention, vectors: Float[Array, "p l d"], real: Bool[Array, "p l"], rows: Int[Array, "b k"]
+) -> Memory:
     """Keys and values of all phrases, then those of each list."""
-    vectors = jnp.concatenate(parts, axis=-1)[None]
-    whole = attention.remember(vectors, jnp.ones(vectors.shape[:2], bool))
-    return Memory(whole.keys[0][rows], whole.values[0][rows], rows >= 0)
+    keys, values, mask = attention.remember(vectors, real)
+
+    def listed(x: Array) -> Array:
+        return x[rows].reshape(len(rows), -1, *x.shape[2:])
+
+    return Memory(listed(keys), listed(values), listed(mask) & jnp.repeat(rows >= 0, real.shape[1], axis=1))

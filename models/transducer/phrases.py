@@ -31,9 +31,14 @@ CHARACTERS = 257
 
 
 class PhraseEncoder(nn.Module):
-    """A vector of each phrase: embedded symbols through an LSTM in either direction, their last outputs normalised.
+    """Vectors of phrases: embedded symbols through an LSTM in either direction, normalised.
 
-        v = norm([forward(e_1 .. e_n), backward(e_n .. e_1)])
+        phrase:      v   = norm([forward(e_1 .. e_n), backward(e_n .. e_1)])
+        positions:   v_i = norm([forward(e_1 .. e_i-1), e_i-1, e_i, backward(e_n .. e_i)])
+
+    A position's vector says what stands before it and what comes next: who attends to it by what was written so far
+    finds what is to be written, as a pointer does. (Ours; one vector a phrase is what the family of arXiv 2305.05271
+    has.)
 
     Parameters: "table" [symbols, embedding], "forward" and "backward" as of `Lstm`, "norm".
 
@@ -41,22 +46,27 @@ class PhraseEncoder(nn.Module):
       symbols: in [1, symbols); 0 is padding.
       embedding: width of the table.
       hidden: cells of each direction.
+      positions: whether there is a vector of each position, instead of one of the phrase.
 
     Example:
       >>> import jax
       >>> encoder, phrases = PhraseEncoder(5, 4, 3), jnp.array([[1, 2, 4], [3, 0, 0]])
       >>> encoder.init_with_output(jax.random.key(0), phrases)[0].shape
       (2, 6)
+      >>> encoder = PhraseEncoder(5, 4, 3, positions=True)
+      >>> encoder.init_with_output(jax.random.key(0), phrases)[0].shape
+      (2, 3, 14)
     """
 
     symbols: int
     embedding: int
     hidden: int
+    positions: bool = False
 
     @property
     def d_out(self) -> int:
         """Width of a vector."""
-        return 2 * self.hidden
+        return 2 * self.hidden + 2 * self.embedding * self.positions
 
     def setup(self):
         self.table = self.param("table", nn.initializers.normal(1.0), (self.symbols, self.embedding))
@@ -64,19 +74,28 @@ class PhraseEncoder(nn.Module):
         self.backward = Lstm(self.embedding, self.hidden)
         self.norm = LayerNorm(NORM_EPS)
 
-    def __call__(self, phrases: Int[Array, "p l"]) -> Float[Array, "p d"]:
+    def __call__(self, phrases: Int[Array, "p l"]) -> Float[Array, "p *l d"]:
         """Vectors of phrases.
 
         Args:
           phrases: symbols, 0 behind them.
 
         Returns:
-          float32 [p, 2 * hidden]; of no symbols, that of nothing read.
+          float32 [p, d_out]; of no symbols, that of nothing read. With positions [p, l, d_out], where those behind the
+          end hold anything.
         """
         x, mask = ops.embed(self.table, phrases), phrases > 0
-        ends = []
+        read = []
         # Turned around, padding comes first; a state does not move on it.
         for lstm, way in ((self.forward, 1), (self.backward, -1)):
-            _, _, state = lstm.step(x[:, ::way], mask[:, ::way], lstm.initial_state(len(phrases)))
-            ends.append(state["output"])
-        return self.norm(jnp.concatenate(ends, axis=-1))
+            each, _, state = lstm.step(x[:, ::way], mask[:, ::way], lstm.initial_state(len(phrases)))
+            read.append(each[:, ::way] if self.positions else state["output"])
+        if self.positions:
+            before, after = read
+            read = [_later(before), _later(x), x, after]
+        return self.norm(jnp.concatenate(read, axis=-1))
+
+
+def _later(x: Float[Array, "p l d"]) -> Float[Array, "p l d"]:
+    """What stood one position before; zeros at the first."""
+    return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]

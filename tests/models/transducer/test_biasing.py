@@ -86,7 +86,6 @@ def test_rows_share_catalogues_in_their_order(attention):
 
 WORDS = StatelessConfig(vocab_size=7, embedding=4)
 CONFIG = TransducerConfig(encoder=LstmConfig(d_in=4, layers=1, hidden=6), predictor=WORDS, joint=8)
-BIASING = BiasingConfig(acoustic=True, semantic=True, embedding=4, hidden=3, width=8, heads=2, meaning=5)
 BATCH = {
     "features": jnp.asarray(RNG.normal(size=(2, 24, 4)), jnp.float32),
     "frame_lengths": jnp.array([24, 18]),
@@ -107,6 +106,7 @@ NOBODY = CATALOGUE | {"rows": jnp.full((2, 3), -1)}
 class Run(NamedTuple):
     """A transducer with adapters that do something, and its programs, compiled once."""
 
+    biasing: BiasingConfig
     task: TransducerTask
     params: Any
     fresh: Any
@@ -114,14 +114,17 @@ class Run(NamedTuple):
     remember: Any
 
 
-@pytest.fixture(scope="module")
-def run():
-    task = TransducerTask(config=CONFIG, biasing=BIASING)
+@pytest.fixture(scope="module", params=[False, True], ids=["phrases", "positions"])
+def run(request):
+    biasing = BiasingConfig(
+        acoustic=True, semantic=True, positions=request.param, embedding=4, hidden=3, width=8, heads=2, meaning=5
+    )
+    task = TransducerTask(config=CONFIG, biasing=biasing)
     fresh = task.init(jax.random.key(0))
     moved = jax.tree.map(lambda w: w + 0.5 * RNG.normal(size=w.shape).astype(np.float32), fresh["biasing"])
     loss = jax.jit(lambda params, batch: task.loss(params, batch)[0])
-    kept = jax.jit(lambda params, catalogue: biased.remember(CONFIG, BIASING, params, catalogue))
-    return Run(task, fresh | {"biasing": moved}, fresh, loss, kept)
+    kept = jax.jit(lambda params, catalogue: biased.remember(CONFIG, biasing, params, catalogue))
+    return Run(biasing, task, fresh | {"biasing": moved}, fresh, loss, kept)
 
 
 def test_it_starts_as_the_base_model_and_is_it_where_no_phrase_is_listed(run):
@@ -144,16 +147,24 @@ def test_each_reading_of_a_phrase_counts_and_the_order_of_a_list_does_not(run):
     np.testing.assert_allclose(run.loss(run.params, BATCH | {"catalogue": turned}), whole, rtol=1e-5)
 
 
+def test_what_fills_phrases_up_is_not_read(run):
+    wider = {name: jnp.pad(CATALOGUE[name], ((0, 0), (0, 3))) for name in ("pieces", "characters")}
+    memories, wanted = (run.remember(run.params, catalogue) for catalogue in (CATALOGUE | wider, CATALOGUE))
+    frames = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
+    found = [biased.bias_frames(CONFIG, run.biasing, run.params, frames, kept) for kept in (memories, wanted)]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)  # sums in another order
+
+
 def test_a_search_meets_what_training_has(run):
     """Frames, and the outputs of two hypotheses an utterance, are those of the loss."""
     memories = run.remember(run.params, CATALOGUE)
     plain = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
     symbols = transducer(CONFIG).apply({"params": run.params}, BATCH["labels"], method="predict")
-    train = jax.jit(lambda *sides: biased.bias(CONFIG, BIASING, run.params, CATALOGUE, *sides))
+    train = jax.jit(lambda *sides: biased.bias(CONFIG, run.biasing, run.params, CATALOGUE, *sides))
     wanted = train(plain, symbols, BATCH["labels"])
-    frames = biased.bias_frames(CONFIG, BIASING, run.params, plain, memories)
+    frames = biased.bias_frames(CONFIG, run.biasing, run.params, plain, memories)
     np.testing.assert_allclose(frames, wanted[0], rtol=1e-5, atol=1e-5)  # float32 in another order
-    model = biased.biased_decodable(CONFIG, BIASING, run.params, memories)
+    model = biased.biased_decodable(CONFIG, run.biasing, run.params, memories)
     state, step = model.initial_state(4), jax.jit(lambda labels, state: model.predict(labels, state))
     for u, labels in enumerate(np.pad(BATCH["labels"], ((0, 0), (1, 0))).T):
         symbols, state = step(jnp.repeat(jnp.asarray(labels), 2), state)
@@ -168,8 +179,8 @@ def test_each_utterance_of_a_batch_is_led_by_its_own_list(run):
 
     def found(frames, rows):
         memories = run.remember(run.params, CATALOGUE | {"rows": rows})
-        model = biased.biased_decodable(CONFIG, BIASING, run.params, memories)
-        return decode(search, model, biased.bias_frames(CONFIG, BIASING, run.params, frames, memories), mask)
+        model = biased.biased_decodable(CONFIG, run.biasing, run.params, memories)
+        return decode(search, model, biased.bias_frames(CONFIG, run.biasing, run.params, frames, memories), mask)
 
     rows = CATALOGUE["rows"]
     both = found(frames, rows)
