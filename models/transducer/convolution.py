@@ -1,15 +1,17 @@
 """Convolutions over time, causal or with a stated look-ahead, and squeeze-and-excitation by a running mean."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from models.layers import Linear
 from models.transducer.streaming import Frames, Layer, Mask, Output, OutputMask, State, silence
 from zojax import ops
 
-__all__ = ["Conv", "Depthwise", "SqueezeExcite"]
+__all__ = ["Conv", "Depthwise", "SqueezeExcite", "depthwise"]
 
 
 class _TimeConv(Layer):
@@ -146,8 +148,6 @@ class Conv(_TimeConv):
 class Depthwise(_TimeConv):
     """A convolution over time of each feature on its own, with a bias.
 
-    Written as a sum of shifted products: on a CPU that is many times faster than a grouped convolution.
-
     Args:
       d_in: width of the input.
       features: the same width.
@@ -177,12 +177,53 @@ class Depthwise(_TimeConv):
         self.bias = self.param("bias", nn.initializers.zeros, (self.d_in,))
 
     def convolve(self, x: Frames) -> Output:
-        weight, count = ops.value(self.weight), x.shape[1] - self.span + 1
-        y = ops.value(self.bias)
-        for tap in range(self.kernel):
-            start = tap * self.dilation
-            y = y + x[:, start : start + count] * weight[tap]
-        return y
+        return depthwise(x, ops.value(self.weight), self.dilation) + ops.value(self.bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise(x: Float[Array, "b s d"], weight: Float[Array, "taps d"], dilation: int) -> Float[Array, "b t d"]:
+    """A convolution over time of each feature on its own, t = s - (taps - 1) * dilation.
+
+        y_t = sum_k w_k * x_(t + k dilation)
+
+    A sum of shifted products, and so is its gradient: on a CPU that is many times faster than a grouped convolution,
+    and than what autodiff makes of the sum, where each tap pads a gradient of its own.
+
+    Args:
+      x: frames.
+      weight: of the taps, the earliest first.
+      dilation: frames between the taps.
+
+    Returns:
+      The frames that have all that they need.
+
+    Example:
+      >>> depthwise(jnp.arange(4.0)[None, :, None], jnp.array([[1.0], [10.0]]), 1).ravel().tolist()
+      [10.0, 21.0, 32.0]
+    """
+    count = x.shape[1] - (len(weight) - 1) * dilation
+    return sum((moved * tap for moved, tap in zip(_shifts(x, len(weight), dilation, count), weight, strict=True)), 0.0)
+
+
+def _shifts(x: Array, taps: int, dilation: int, count: int) -> list[Array]:
+    return [x[:, tap * dilation :][:, :count] for tap in range(taps)]
+
+
+def _depthwise_forward(x: Array, weight: Array, dilation: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise(x, weight, dilation), (x, weight)
+
+
+def _depthwise_backward(dilation: int, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, weight = kept
+    span = (len(weight) - 1) * dilation
+    dx = depthwise(jnp.pad(dy, ((0, 0), (span, span), (0, 0))), weight[::-1], dilation)
+    # A product with ones: XLA's sums over leading axes are several times slower on a CPU.
+    ones = jnp.ones((1, dy.shape[0] * dy.shape[1]), dy.dtype)
+    shifts = _shifts(x, len(weight), dilation, dy.shape[1])
+    return dx, jnp.concatenate([ones @ (moved * dy).reshape(-1, dy.shape[2]) for moved in shifts])
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class SqueezeExcite(Layer):

@@ -150,7 +150,8 @@ def test_the_gradient_is_that_of_soft_masks():
 
     bias = params["span"]["bias"]
     got, slope = jax.jit(jax.value_and_grad(lambda b: value(b, heat)))(bias)
-    np.testing.assert_allclose(got, value(bias, None), rtol=1e-5)
+    # A sum of 72 products near 1 that cancel; the soft path adds and takes away what the other does not have.
+    np.testing.assert_allclose(got, value(bias, None), atol=1e-5)
     assert not np.any(jax.grad(lambda b: value(b, None))(bias))
 
     wide = oracles.float64(params)

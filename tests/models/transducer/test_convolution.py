@@ -1,9 +1,11 @@
 """Convolutions and squeeze-and-excitation against float64 loops."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.transducer.convolution import Conv, Depthwise, SqueezeExcite
+from models.transducer.convolution import Conv, Depthwise, SqueezeExcite, depthwise
 from tests.models.transducer import oracles
 from tests.models.transducer.streams import Run, lengths_mask
 
@@ -24,6 +26,27 @@ def compare(layer, oracle, frames=11):
 def test_depthwise(dilation, right):
     layer = Depthwise(3, 3, 4, dilation=dilation, right=right)
     compare(layer, lambda x, params: oracles.depthwise(x, params, dilation, right))
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_the_gradient_of_a_depthwise_convolution(dilation):
+    """Against autodiff through a grouped convolution."""
+    rng = np.random.default_rng(0)
+    x, weight, dy = (
+        jnp.asarray(rng.normal(size=of), jnp.float32) for of in ((2, 13, 5), (4, 5), (2, 13 - 3 * dilation, 5))
+    )
+
+    def grouped(x, weight):
+        return jax.lax.conv_general_dilated(
+            x, weight[:, None], (1,), "VALID", rhs_dilation=(dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=5,
+        )  # fmt: skip
+
+    wanted, pull_wanted = jax.vjp(grouped, x, weight)
+    found, pull = jax.vjp(lambda x, weight: depthwise(x, weight, dilation), x, weight)
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
+    for one, other in zip(pull(dy), pull_wanted(dy), strict=True):
+        np.testing.assert_allclose(one, other, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("subsample", "bin_stride", "bin_kernel"), [(1, 1, 3), (2, 2, 3), (1, 2, 5), (2, 3, 2)])
