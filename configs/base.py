@@ -136,6 +136,7 @@ def get_base(source: str) -> Any:  # a type checker does not know a ConfigDict's
                 "size": 100,
                 "keep": 0.8,
                 "positions": False,
+                "guidance": 0.0,
                 "width": 128,
                 "hidden": 64,
                 "source": "minilm",

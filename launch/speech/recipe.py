@@ -124,6 +124,7 @@ def make_task(config: Config, classes: int, statistics: tuple[np.ndarray, np.nda
         augment=signals.augment(config),
         statistics=statistics,
         biasing=biasing.biasing_config(config),
+        guidance=float(config.biasing.guidance) if config.biasing.kind != "none" else 0.0,
     )
     return wake_words.task_of(config, task)
 

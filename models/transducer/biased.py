@@ -43,7 +43,7 @@ def bias(
     frames: Float[Array, "b t j"],
     symbols: Float[Array, "b v j"],
     labels: Int[Array, "b u"],
-) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"]]:
+) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"], Float[Array, "b v"]]:
     """Both sides of a transducer, where the labels are known.
 
     Args:
@@ -56,7 +56,8 @@ def bias(
       labels: what the predictor has read.
 
     Returns:
-      (frames, symbols) with what the catalogues say to them.
+      (frames, symbols) with what the catalogues say to them, and by how many nats the symbols' attention misses
+      what is said.
     """
     adapters, own = _adapters(config, biasing), {"params": params["biasing"]}
     return adapters.apply(own, catalogue, frames, symbols, labels)  # type: ignore[return-value]

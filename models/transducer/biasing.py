@@ -32,7 +32,7 @@ from models.transducer.layers import NORM_EPS
 from models.transducer.phrases import CHARACTERS, Catalogue, PhraseEncoder
 from zojax import ops
 
-__all__ = ["Biasing", "BiasingAttention", "BiasingConfig", "Memories", "Memory"]
+__all__ = ["Biasing", "BiasingAttention", "BiasingConfig", "Memories", "Memory", "said"]
 
 DECAY = 0.8
 """Of the prefix's mean, a label: a word of a few pieces ago still counts."""
@@ -137,6 +137,30 @@ class BiasingAttention(nn.Module):
         Raises:
           ValueError: if the rows are no multiple of the catalogues.
         """
+        return self._say(x, memory, jax.nn.softmax(self._scores(x, memory), axis=-1))
+
+    def guided(
+        self, x: Float[Array, "b t d_query"], memory: Memory, right: Bool[Array, "b t k"]
+    ) -> tuple[Float[Array, "b t d_query"], Float[Array, "b t"]]:
+        """`bias`, and how far the attention is from where it should be.
+
+            nats = -mean_heads ln sum_{k right} alpha_k,    of the no-bias key where no phrase is right
+
+        Args:
+          x: as for `bias`.
+          memory: of as many catalogues as x has rows.
+          right: which keys are right.
+
+        Returns:
+          (bias, nats).
+        """
+        log_alpha = jax.nn.log_softmax(self._scores(x, memory), axis=-1)
+        right = jnp.concatenate([~jnp.any(right, axis=-1, keepdims=True), right], axis=-1)
+        nats = -jax.nn.logsumexp(jnp.where(right[:, None], log_alpha, MASKED), axis=-1)
+        return self._say(x, memory, jnp.exp(log_alpha)), jnp.mean(nats, axis=1)
+
+    def _scores(self, x: Float[Array, "b *t d_query"], memory: Memory) -> Float[Array, "b2 heads n k"]:
+        """Of the no-bias key, then of the phrases."""
         catalogues = memory.keys.shape[0]
         if x.shape[0] % catalogues:
             raise ValueError(f"memory: {catalogues} catalogues for {x.shape[0]} rows; a divisor is needed")
@@ -146,8 +170,11 @@ class BiasingAttention(nn.Module):
         scores = jnp.einsum("bthd,bkhd->bhtk", query, memory.keys)
         scores = jnp.where(memory.mask[:, None, None], scores, MASKED)
         nothing = jnp.einsum("bthd,hd->bht", query, ops.value(self.no_bias))[..., None]
-        scale = (self.width // self.heads) ** -0.5
-        alpha = jax.nn.softmax(jnp.concatenate([nothing, scores], axis=-1) * scale, axis=-1)
+        return jnp.concatenate([nothing, scores], axis=-1) * (self.width // self.heads) ** -0.5
+
+    def _say(
+        self, x: Float[Array, "b *t d_query"], memory: Memory, alpha: Float[Array, "b2 heads n k"]
+    ) -> Float[Array, "b *t d_query"]:
         found = jnp.einsum("bhtk,bkhd->bthd", alpha[..., 1:], memory.values).reshape(*x.shape[:-1], self.width)
         gate = jax.nn.sigmoid(self.gate(jnp.concatenate([x, found], axis=-1)))
         return gate * self.output(found)
@@ -253,10 +280,18 @@ class Biasing(nn.Module):
         frames: Float[Array, "b t j"],
         symbols: Float[Array, "b v j"],
         labels: Int[Array, "b u"],
-    ) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"]]:
-        """Both sides of a transducer, biased: `remember`, `frames`, `symbols`."""
+    ) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"], Float[Array, "b v"]]:
+        """Both sides of a transducer, biased: `remember`, `frames`, `symbols`; and the nats of `guided`.
+
+        What is right to attend to is known where labels are: where a listed phrase is said, its position that comes
+        next, or the phrase; and nothing elsewhere. (Guidance of this attention is ours.)
+        """
         memories = self.remember(catalogue)
-        return self.frames(frames, memories), self.symbols(symbols, labels, memories)
+        right = said(labels, jnp.asarray(catalogue["pieces"]), jnp.asarray(catalogue["rows"]))
+        right = right.reshape(*right.shape[:2], -1) if self.config.positions else jnp.any(right, axis=-1)
+        query = self._query(symbols, self._prefixes(labels, memories))
+        biases, nats = self.written.guided(query, memories.written, right)
+        return self.frames(frames, memories), symbols + biases, nats
 
     def remember(self, catalogue: Catalogue) -> Memories:
         """What is kept of catalogues: each phrase is encoded once, whichever lists it stands in.
@@ -297,15 +332,17 @@ class Biasing(nn.Module):
         self, symbols: Float[Array, "b v j"], labels: Int[Array, "b u"], memories: Memories
     ) -> Float[Array, "b v j"]:
         """The predictor's outputs after 0, 1, .. u labels, with what the catalogues say to them."""
+        return symbols + self.written.bias(self._query(symbols, self._prefixes(labels, memories)), memories.written)
 
+    @nn.nowrap
+    def _prefixes(self, labels: Int[Array, "b u"], memories: Memories) -> Float[Array, "b v m"]:
         def read(prefix: Array, label: Array) -> tuple[Array, Array]:
             prefix = _behind(prefix, label, memories)
             return prefix, prefix
 
-        start = jnp.zeros((len(symbols), memories.units.shape[1]))
+        start = jnp.zeros((len(labels), memories.units.shape[1]))
         _, prefixes = lax.scan(read, start, labels.T)
-        prefixes = jnp.concatenate([start[None], prefixes]).swapaxes(0, 1)
-        return symbols + self.written.bias(self._query(symbols, prefixes), memories.written)
+        return jnp.concatenate([start[None], prefixes]).swapaxes(0, 1)
 
     @nn.nowrap
     def initial_state(self, batch: int) -> Float[Array, "b m"]:
@@ -335,6 +372,33 @@ class Biasing(nn.Module):
 
     def _query(self, symbols: Array, prefixes: Array) -> Array:
         return symbols + self.prefix(prefixes) if self.config.semantic else symbols
+
+
+def said(labels: Int[Array, "b u"], pieces: Int[Array, "p l"], rows: Int[Array, "b k"]) -> Bool[Array, "b v k l"]:
+    """Where an utterance says the phrases of its list: after v labels, position i of phrase k comes next.
+
+    Args:
+      labels: of utterances.
+      pieces: labels of phrases, 0 behind them.
+      rows: the phrases of each utterance's list, -1 for none.
+
+    Returns:
+      True where it does, v from 0 to u.
+
+    Example:
+      >>> found = said(jnp.array([[5, 1, 2]]), jnp.array([[1, 2]]), jnp.array([[0]]))
+      >>> found[0, :, 0].astype(int).tolist()
+      [[0, 0], [1, 0], [0, 1], [0, 0]]
+    """
+    length = pieces.shape[1]
+    listed = jnp.where(rows[..., None] >= 0, pieces[rows], 0)
+    ahead = jnp.pad(labels, ((0, 0), (0, length)))
+    ahead = jnp.stack([ahead[:, i : i + labels.shape[1] + 1] for i in range(length)], axis=-1)
+    # A phrase begins after v labels if all of its own follow.
+    same = (ahead[:, :, None] == listed[:, None]) | (listed == 0)[:, None]
+    begins = jnp.all(same, axis=-1) & jnp.any(listed > 0, axis=-1)[:, None]
+    began = jnp.stack([jnp.pad(begins, ((0, 0), (i, 0), (0, 0)))[:, : begins.shape[1]] for i in range(length)], axis=-1)
+    return began & (listed > 0)[:, None]
 
 
 def _unit(x: Float[Array, "n m"]) -> Float[Array, "n m"]:

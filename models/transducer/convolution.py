@@ -177,7 +177,7 @@ class Depthwise(_TimeConv):
         self.bias = self.param("bias", nn.initializers.zeros, (self.d_in,))
 
     def convolve(self, x: Frames) -> Output:
-        return depthwise(x, ops.value(self.weight), self.dilation) + ops.value(self.bias)
+        return jnp.asarray(depthwise(x, ops.value(self.weight), self.dilation)) + ops.value(self.bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -202,7 +202,10 @@ def depthwise(x: Float[Array, "b s d"], weight: Float[Array, "taps d"], dilation
       [10.0, 21.0, 32.0]
     """
     count = x.shape[1] - (len(weight) - 1) * dilation
-    return sum((moved * tap for moved, tap in zip(_shifts(x, len(weight), dilation, count), weight, strict=True)), 0.0)
+    y = jnp.zeros((), x.dtype)
+    for moved, tap in zip(_shifts(x, len(weight), dilation, count), weight, strict=True):
+        y = y + moved * tap
+    return y
 
 
 def _shifts(x: Array, taps: int, dilation: int, count: int) -> list[Array]:
@@ -220,7 +223,7 @@ def _depthwise_backward(dilation: int, kept: tuple[Array, Array], dy: Array) -> 
     # A product with ones: XLA's sums over leading axes are several times slower on a CPU.
     ones = jnp.ones((1, dy.shape[0] * dy.shape[1]), dy.dtype)
     shifts = _shifts(x, len(weight), dilation, dy.shape[1])
-    return dx, jnp.concatenate([ones @ (moved * dy).reshape(-1, dy.shape[2]) for moved in shifts])
+    return jnp.asarray(dx), jnp.concatenate([ones @ (moved * dy).reshape(-1, dy.shape[2]) for moved in shifts])
 
 
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)

@@ -73,6 +73,9 @@ class TransducerTask:
     With `alone`, the joiner is given zeros in place of the predictor for as many steps: frames learn to say labels
     where they are heard, before a predictor can say the first word by guess at the first frame. (Ours.)
 
+    With `guidance`, its weight, the predictor's attention to catalogues pays for what it does not give to what is said:
+    see `Biasing`. Led by the loss of the labels alone, an attention to many phrases hardly begins to learn.
+
     With `look_ahead`, for an encoder that chooses its look-ahead, an utterance pays for that, too. The evaluation
     counts the exact latency.
 
@@ -100,6 +103,7 @@ class TransducerTask:
         map starts; None: it starts as the identity.
       pretrained: the whole tree to start from, in place of a random one.
       biasing: adapters to catalogues, "biasing" in the tree; they start as if they were not there.
+      guidance: weight of the guidance of `biasing`.
 
     Raises:
       ValueError: if a field does not fit.
@@ -129,6 +133,7 @@ class TransducerTask:
     statistics: tuple[Any, Any] | None = None
     pretrained: Any = None
     biasing: BiasingConfig | None = None
+    guidance: float = 0.0
 
     def __post_init__(self):
         if self.chunk < 1:
@@ -141,6 +146,8 @@ class TransducerTask:
                 f"TransducerTask.acoustic is {self.acoustic} and TransducerConfig.acoustic {self.config.acoustic}; "
                 "a weight above 0 and True, or 0 and False are needed"
             )
+        if self.guidance < 0 or (self.guidance and self.biasing is None):
+            raise ValueError(f"TransducerTask.guidance is {self.guidance}; 0, or more with biasing is needed")
         if self.alone < 0:
             raise ValueError(f"TransducerTask.alone is {self.alone}; it must be 0 or more")
         if (self.look_ahead is not None) != isinstance(self.config.encoder, AncatConfig):
@@ -193,7 +200,7 @@ class TransducerTask:
         Returns:
           (loss in nats a label, float32; the metrics of `evaluate`, of what was trained on).
         """
-        frames, lengths, symbols, labels, spans = self._sides(params, batch, key, batch.get("step"))
+        frames, lengths, symbols, labels, spans, astray = self._sides(params, batch, key, batch.get("step"))
         if self.alone:
             symbols = jnp.where(batch.get("step", self.alone) >= self.alone, symbols, 0)
         if self.pruning is None:
@@ -202,6 +209,9 @@ class TransducerTask:
             nats = self._pruned(params, frames, lengths, symbols, labels, batch)
         if self.acoustic:
             nats = nats + self.acoustic * self._acoustic(params, frames, lengths, labels, batch)
+        if self.guidance and astray is not None:
+            real = jnp.arange(astray.shape[1]) <= jnp.asarray(batch["label_lengths"])[:, None]
+            nats = nats + self.guidance * jnp.sum(jnp.where(real, astray, 0), axis=1)
         if (price := self._price(spans, lengths, batch)) is not None:
             nats = nats + price * jnp.maximum(jnp.asarray(batch["label_lengths"]), 1)
         metrics = self._metrics(nats, batch)
@@ -220,7 +230,7 @@ class TransducerTask:
           path}, each (sum, weight), float32 scalars. With `look_ahead` also "latency", encoder's frames that a frame
           waits for behind its own.
         """
-        frames, lengths, symbols, labels, spans = self._sides(params, batch, None, None)
+        frames, lengths, symbols, labels, spans, _ = self._sides(params, batch, None, None)
         metrics = self._metrics(self._exact(params, frames, lengths, symbols, labels, batch), batch)
         if self.look_ahead is None:
             return metrics
@@ -303,8 +313,9 @@ class TransducerTask:
     def _apply(self, method: str, params: Any, *args: Any, **options: Any) -> Any:
         return transducer(self.config).apply({"params": params}, *args, method=method, **options)
 
-    def _sides(self, params, batch, key, step) -> tuple[Array, Array, Array, Array, Any]:
-        """Frames with their lengths, and symbols with the labels, both of the joint width; the spans of look-ahead."""
+    def _sides(self, params, batch, key, step) -> tuple[Array, Array, Array, Array, Any, Any]:
+        """Frames with their lengths, and symbols with the labels, both of the joint width; the spans of look-ahead; how
+        far attention is from what is said."""
         x, mask = self.features(batch)
         rngs = {}
         if key is not None:
@@ -321,9 +332,12 @@ class TransducerTask:
         else:
             frames, mask, spans = self._apply("look", params, x, mask, self.look_ahead.temperature(step), rngs=rngs)
         symbols = self._apply("predict", params, labels, rngs=rngs)
+        astray = None
         if self.biasing is not None and "catalogue" in batch:
-            frames, symbols = bias(self.config, self.biasing, params, batch["catalogue"], frames, symbols, labels)
-        return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels, spans
+            frames, symbols, astray = bias(
+                self.config, self.biasing, params, batch["catalogue"], frames, symbols, labels
+            )
+        return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels, spans, astray
 
     def _price(self, spans: Any, lengths: Int[Array, "b"], batch: Batch) -> Float[Array, "b"] | None:
         """What each utterance pays beside its labels, in nats a label."""

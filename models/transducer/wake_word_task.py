@@ -104,7 +104,7 @@ class WakeWordTask(TransducerTask):
         Returns:
           "spotter", nats over frames, and "inside", the share of frames that it takes for a wake word's.
         """
-        frames, lengths, symbols, labels, logits = self._sides(params, dict(batch) | {"spans": None}, None, None)
+        frames, lengths, symbols, labels, logits, _ = self._sides(params, dict(batch) | {"spans": None}, None, None)
         metrics = self._metrics(self._exact(params, frames, lengths, symbols, labels, batch), batch)
         if logits is None or "spans" not in batch:
             return metrics
@@ -165,9 +165,9 @@ class WakeWordTask(TransducerTask):
         frames = frames + wake_word.bias_step(chosen, frames, choice)
         return frames, Hearing(spotter, streak, said, hearing.memories)
 
-    def _sides(self, params, batch, key, step) -> tuple[Array, Array, Array, Array, Any]:
+    def _sides(self, params, batch, key, step) -> tuple[Array, Array, Array, Array, Any, Any]:
         """Those of `TransducerTask`, biased; then the spotter's logits and what they should be, where it is known."""
-        frames, lengths, symbols, labels, _ = super()._sides(params, batch, key, step)
+        frames, lengths, symbols, labels, _, astray = super()._sides(params, batch, key, step)
         mask = jnp.arange(frames.shape[1]) < lengths[:, None]
         choice, logits = self._choice(params, frames, mask)
         inside = None
@@ -175,7 +175,7 @@ class WakeWordTask(TransducerTask):
             inside = self._inside(batch, frames.shape[1], None if key is None else jax.random.fold_in(key, 2))
             choice = jnp.where(mask, jnp.where(inside, SMALL, LARGE), NONE)
         frames = self._biased(params, self._memories(params, batch), frames, choice)
-        return frames, lengths, symbols, labels, None if logits is None else (logits, inside)
+        return frames, lengths, symbols, labels, None if logits is None else (logits, inside), astray
 
     def _price(self, spans: Any, lengths: Int[Array, "b"], batch: Batch) -> Float[Array, "b"] | None:
         if spans is None or spans[1] is None:

@@ -198,6 +198,8 @@ def tiny(tmp_path_factory) -> dict:
             "phrases": "",
             "size": 4,
             "keep": 0.8,
+            "positions": False,
+            "guidance": 0.0,
             "width": 8,
             "hidden": 4,
             "source": "minilm",

@@ -65,7 +65,7 @@ def runs(fields, folder, tmp_path_factory):
     """The folders of a base of random weights, and of adapters on it."""
     adapted = copy.deepcopy(fields) | {"trainable": ("^biasing/",)}
     adapted["model"]["weights"] = str(folder / "base")
-    adapted["biasing"]["kind"] = "subword"
+    adapted["biasing"] |= {"kind": "subword", "positions": True, "guidance": 0.3}
     adapted["train"]["steps"] = 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOJAX_CACHE", str(tmp_path_factory.getbasetemp() / "zojax_cache"))
@@ -132,7 +132,7 @@ def test_a_list_leads_the_adapters_of_a_file(runs, folder, capsys):
     run, wave = f"--workdir={runs[1]}", str(folder / "0.wav")
     found = recogniser.load(runs[1], "last")
     led = transcribe_program.biased(found, str(folder / "phrases.txt"), 0.0)
-    assert led.params["memories"].heard.keys.shape[:2] == (1, 16)
+    assert led.params["memories"].heard.keys.shape[:2] == (1, 16 * 8)  # 9 phrases and 6 positions, filled up
     arguments = ["t", wave, run, "--weights=last", f"--bias={folder / 'phrases.txt'}"]
     assert transcribe_program.main(arguments) == 0
     whole = capsys.readouterr().out

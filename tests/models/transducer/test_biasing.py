@@ -1,5 +1,6 @@
 """Biasing: what an attention over phrases says, against a plain loop, and that nothing is said of no phrases."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 from models.transducer import biased
-from models.transducer.biasing import BiasingAttention, BiasingConfig
+from models.transducer.biasing import BiasingAttention, BiasingConfig, said
 from models.transducer.decode import ModifiedBeam, decode
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig, transducer
@@ -153,6 +154,40 @@ def test_what_fills_phrases_up_is_not_read(run):
     frames = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
     found = [biased.bias_frames(CONFIG, run.biasing, run.params, frames, kept) for kept in (memories, wanted)]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)  # sums in another order
+
+
+def test_where_phrases_are_said():
+    """Against a plain search, with two labels, so that phrases overlap, repeat themselves and hold one another."""
+    rng = np.random.default_rng(3)
+    labels = np.where(np.arange(12) < rng.integers(0, 13, (6, 1)), rng.integers(1, 3, (6, 12)), 0)
+    pieces = np.where(np.arange(4) < rng.integers(0, 5, (5, 1)), rng.integers(1, 3, (5, 4)), 0)
+    rows = rng.integers(-1, 5, (6, 7))
+    found, wanted = np.asarray(said(*map(jnp.asarray, (labels, pieces, rows)))), np.zeros((6, 13, 7, 4), bool)
+    for b, k in np.ndindex(rows.shape):
+        phrase = [piece for piece in pieces[rows[b, k]] if piece] if rows[b, k] >= 0 else []
+        for start in range(13 - len(phrase)):
+            if phrase and list(labels[b, start : start + len(phrase)]) == phrase:
+                wanted[b, np.arange(start, start + len(phrase)), k, np.arange(len(phrase))] = True
+    np.testing.assert_array_equal(found, wanted)
+    assert wanted.any()
+
+
+def test_guidance_costs_what_attention_does_not_give_to_what_is_said(run):
+    task = dataclasses.replace(run.task, guidance=0.5)
+    loss = jax.jit(lambda params, batch: task.loss(params, batch)[0])
+    symbols = transducer(CONFIG).apply({"params": run.params}, BATCH["labels"], method="predict")
+    said_here = CATALOGUE | {"pieces": jnp.array([[1, 2, 3], [2, 3, 0], [5, 0, 0]])}
+    for catalogue in (said_here, CATALOGUE, NOBODY):
+        frames = jnp.zeros((2, 6, 8))
+        nats = biased.bias(CONFIG, run.biasing, run.params, catalogue, frames, symbols, BATCH["labels"])[2]
+        real = np.arange(4) <= np.asarray(BATCH["label_lengths"])[:, None]
+        wanted = 0.5 * np.mean(np.sum(np.where(real, nats, 0), axis=1) / np.asarray(BATCH["label_lengths"]))
+        whole = BATCH | {"catalogue": catalogue}
+        np.testing.assert_allclose(loss(run.params, whole) - run.loss(run.params, whole), wanted, atol=3e-6)
+        # With nothing to attend to, attention to nothing is right; with something, moved weights are never.
+        assert (wanted > 0.01) != (catalogue is NOBODY)
+    with pytest.raises(ValueError, match=r"guidance is 0\.5; 0, or more with biasing"):
+        TransducerTask(config=CONFIG, guidance=0.5)
 
 
 def test_a_search_meets_what_training_has(run):
