@@ -2,8 +2,9 @@
 
 After arXiv 2305.05271. The argument says how phrases are read: subword, acoustic (as characters, too), semantic (by
 MiniLM, too) or both. In training, lists have up to 100 phrases, and one utterance in five is not on its list. Half of
-the names are new to the base, too: from names that it knows by heart, adapters learn to be silent. Sizes and rates are
-ours.
+the names are new to the base, too: from names that it knows by heart, adapters learn to be silent. Each position of a
+phrase has a key, and the predictor's attention is guided to what is said, without which it hardly learns; a vector a
+phrase, as in the paper: --config.biasing.positions=False --config.biasing.guidance=0. All this and sizes are ours.
 
     python -m launch.train --config=configs/names_biasing.py:both --workdir=runs/names_both
 
@@ -47,6 +48,8 @@ def get_config(kind: str = "both") -> ml_collections.ConfigDict:
     c.trainable = ("^biasing/",)
     c.model.weights = "runs/names_rnnt:best"
     c.biasing.kind = kind
+    c.biasing.positions = True
+    c.biasing.guidance = 0.3
     c.data.train_examples = 0
     c.speech.alone = 0
     c.optimizer.learning_rate = 1e-3
