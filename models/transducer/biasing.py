@@ -29,10 +29,10 @@ from models.language.config import check_sizes
 from models.language.layers import MASKED
 from models.layers import LayerNorm, Linear
 from models.transducer.layers import NORM_EPS
-from models.transducer.phrases import CHARACTERS, Catalogue, PhraseEncoder
+from models.transducer.phrases import CHARACTERS, Catalogue, PhraseEncoder, said
 from zojax import ops
 
-__all__ = ["Biasing", "BiasingAttention", "BiasingConfig", "Memories", "Memory", "said"]
+__all__ = ["Biasing", "BiasingAttention", "BiasingConfig", "Memories", "Memory"]
 
 DECAY = 0.8
 """Of the prefix's mean, a label: a word of a few pieces ago still counts."""
@@ -372,33 +372,6 @@ class Biasing(nn.Module):
 
     def _query(self, symbols: Array, prefixes: Array) -> Array:
         return symbols + self.prefix(prefixes) if self.config.semantic else symbols
-
-
-def said(labels: Int[Array, "b u"], pieces: Int[Array, "p l"], rows: Int[Array, "b k"]) -> Bool[Array, "b v k l"]:
-    """Where an utterance says the phrases of its list: after v labels, position i of phrase k comes next.
-
-    Args:
-      labels: of utterances.
-      pieces: labels of phrases, 0 behind them.
-      rows: the phrases of each utterance's list, -1 for none.
-
-    Returns:
-      True where it does, v from 0 to u.
-
-    Example:
-      >>> found = said(jnp.array([[5, 1, 2]]), jnp.array([[1, 2]]), jnp.array([[0]]))
-      >>> found[0, :, 0].astype(int).tolist()
-      [[0, 0], [1, 0], [0, 1], [0, 0]]
-    """
-    length = pieces.shape[1]
-    listed = jnp.where(rows[..., None] >= 0, pieces[rows], 0)
-    ahead = jnp.pad(labels, ((0, 0), (0, length)))
-    ahead = jnp.stack([ahead[:, i : i + labels.shape[1] + 1] for i in range(length)], axis=-1)
-    # A phrase begins after v labels if all of its own follow.
-    same = (ahead[:, :, None] == listed[:, None]) | (listed == 0)[:, None]
-    begins = jnp.all(same, axis=-1) & jnp.any(listed > 0, axis=-1)[:, None]
-    began = jnp.stack([jnp.pad(begins, ((0, 0), (i, 0), (0, 0)))[:, : begins.shape[1]] for i in range(length)], axis=-1)
-    return began & (listed > 0)[:, None]
 
 
 def _unit(x: Float[Array, "n m"]) -> Float[Array, "n m"]:

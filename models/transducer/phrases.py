@@ -15,14 +15,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from models.layers import LayerNorm
 from models.transducer.layers import NORM_EPS
 from models.transducer.lstm import Lstm
 from zojax import ops
 
-__all__ = ["CHARACTERS", "Catalogue", "PhraseEncoder"]
+__all__ = ["CHARACTERS", "Catalogue", "PhraseEncoder", "said"]
 
 Catalogue = Mapping[str, Any]
 
@@ -99,3 +99,30 @@ class PhraseEncoder(nn.Module):
 def _later(x: Float[Array, "p l d"]) -> Float[Array, "p l d"]:
     """What stood one position before; zeros at the first."""
     return jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
+def said(labels: Int[Array, "b u"], pieces: Int[Array, "p l"], rows: Int[Array, "b k"]) -> Bool[Array, "b v k l"]:
+    """Where an utterance says the phrases of its list: after v labels, position i of phrase k comes next.
+
+    Args:
+      labels: of utterances.
+      pieces: labels of phrases, 0 behind them.
+      rows: the phrases of each utterance's list, -1 for none.
+
+    Returns:
+      True where it does, v from 0 to u.
+
+    Example:
+      >>> found = said(jnp.array([[5, 1, 2]]), jnp.array([[1, 2]]), jnp.array([[0]]))
+      >>> found[0, :, 0].astype(int).tolist()
+      [[0, 0], [1, 0], [0, 1], [0, 0]]
+    """
+    length = pieces.shape[1]
+    listed = jnp.where(rows[..., None] >= 0, pieces[rows], 0)
+    ahead = jnp.pad(labels, ((0, 0), (0, length)))
+    ahead = jnp.stack([ahead[:, i : i + labels.shape[1] + 1] for i in range(length)], axis=-1)
+    # A phrase begins after v labels if all of its own follow.
+    same = (ahead[:, :, None] == listed[:, None]) | (listed == 0)[:, None]
+    begins = jnp.all(same, axis=-1) & jnp.any(listed > 0, axis=-1)[:, None]
+    began = jnp.stack([jnp.pad(begins, ((0, 0), (i, 0), (0, 0)))[:, : begins.shape[1]] for i in range(length)], axis=-1)
+    return began & (listed > 0)[:, None]

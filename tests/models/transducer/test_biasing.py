@@ -10,10 +10,11 @@ import optax
 import pytest
 
 from models.transducer import biased
-from models.transducer.biasing import BiasingAttention, BiasingConfig, said
+from models.transducer.biasing import BiasingAttention, BiasingConfig
 from models.transducer.decode import ModifiedBeam, decode
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig, transducer
+from models.transducer.phrases import said
 from models.transducer.predictor import StatelessConfig
 from models.transducer.task import TransducerTask
 from zojax.estimators import chain, spsa
