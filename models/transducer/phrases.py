@@ -123,6 +123,6 @@ def said(labels: Int[Array, "b u"], pieces: Int[Array, "p l"], rows: Int[Array, 
     ahead = jnp.stack([ahead[:, i : i + labels.shape[1] + 1] for i in range(length)], axis=-1)
     # A phrase begins after v labels if all of its own follow.
     same = (ahead[:, :, None] == listed[:, None]) | (listed == 0)[:, None]
-    begins = jnp.all(same, axis=-1) & jnp.any(listed > 0, axis=-1)[:, None]
+    begins = jnp.all(same, axis=-1)
     began = jnp.stack([jnp.pad(begins, ((0, 0), (i, 0), (0, 0)))[:, : begins.shape[1]] for i in range(length)], axis=-1)
     return began & (listed > 0)[:, None]
