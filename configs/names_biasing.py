@@ -50,6 +50,8 @@ def get_config(kind: str = "both") -> ml_collections.ConfigDict:
     c.biasing.kind = kind
     c.biasing.positions = True
     c.biasing.guidance = 0.3
+    # Vectors of positions are wider than those of phrases: less of each, so that adapters stay below a third of the base.
+    c.biasing.hidden = 48
     c.data.train_examples = 0
     c.speech.alone = 0
     c.optimizer.learning_rate = 1e-3
