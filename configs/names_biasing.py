@@ -3,8 +3,8 @@
 After arXiv 2305.05271. The argument says how phrases are read: subword, acoustic (as characters, too), semantic (by
 MiniLM, too) or both. In training, lists have up to 100 phrases, and one utterance in five is not on its list. Half of
 the names are new to the base, too: from names that it knows by heart, adapters learn to be silent. Each position of a
-phrase has a key, and the predictor's attention is guided to what is said, without which it hardly learns; a vector a
-phrase, as in the paper: --config.biasing.positions=False --config.biasing.guidance=0. All this and sizes are ours.
+phrase has a key, and attention is guided to what is said, without which it hardly learns; a vector a phrase, as in the
+paper: --config.biasing.positions=False --config.biasing.guidance=0. All this and sizes are ours.
 
     python -m launch.train --config=configs/names_biasing.py:both --workdir=runs/names_both
 
@@ -50,7 +50,7 @@ def get_config(kind: str = "both") -> ml_collections.ConfigDict:
     c.biasing.kind = kind
     c.biasing.positions = True
     c.biasing.guidance = 0.3
-    # Vectors of positions are wider than those of phrases: less of each, so that adapters stay below a third of the base.
+    # Vectors of positions are wide: with 64 cells, adapters would be more than a third of the base.
     c.biasing.hidden = 48
     c.data.train_examples = 0
     c.speech.alone = 0

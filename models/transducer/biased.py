@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from models.transducer.biasing import Biasing, BiasingConfig, Memories
 from models.transducer.decode import Decodable
@@ -30,9 +30,10 @@ def start_biasing(config: TransducerConfig, biasing: BiasingConfig, key: Any) ->
       What stands under "biasing" in the transducer's tree.
     """
     x, tokens = jnp.zeros((1, 1, config.joint)), jnp.zeros((1, 1), jnp.int32)
-    catalogue = {"pieces": tokens, "characters": tokens, "rows": tokens}
+    catalogue = dict.fromkeys(("pieces", "characters", "starts", "rows"), tokens)
     catalogue |= dict.fromkeys(("meaning", "unit_meaning"), jnp.zeros((1, biasing.meaning)))
-    return jax.jit(_adapters(config, biasing).init)(key, catalogue, x, x, tokens[:, :0])["params"]
+    adapters, mask = _adapters(config, biasing), jnp.ones((1, 1), bool)
+    return jax.jit(adapters.init)(key, catalogue, x, mask, x, tokens[:, :0], tokens[:, 0])["params"]
 
 
 def bias(
@@ -41,9 +42,11 @@ def bias(
     params: Params,
     catalogue: Catalogue,
     frames: Float[Array, "b t j"],
+    mask: Bool[Array, "b t"],
     symbols: Float[Array, "b v j"],
     labels: Int[Array, "b u"],
-) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"], Float[Array, "b v"]]:
+    counts: Int[Array, "b"],
+) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"], Float[Array, "b"]]:
     """Both sides of a transducer, where the labels are known.
 
     Args:
@@ -52,15 +55,17 @@ def bias(
       params: the whole tree.
       catalogue: see `models.transducer.phrases`.
       frames: of the encoder, of the joint width.
-      symbols: of the predictor, likewise.
+      mask: which frames there are; the first ones.
+      symbols: of the predictor, of the joint width.
       labels: what the predictor has read.
+      counts: labels of each utterance.
 
     Returns:
-      (frames, symbols) with what the catalogues say to them, and by how many nats the symbols' attention misses
+      (frames, symbols) with what the catalogues say to them, and by how many nats each utterance's attentions miss
       what is said.
     """
     adapters, own = _adapters(config, biasing), {"params": params["biasing"]}
-    return adapters.apply(own, catalogue, frames, symbols, labels)  # type: ignore[return-value]
+    return adapters.apply(own, catalogue, frames, mask, symbols, labels, counts)  # type: ignore[return-value]
 
 
 def remember(config: TransducerConfig, biasing: BiasingConfig, params: Params, catalogue: Catalogue) -> Memories:
@@ -145,8 +150,8 @@ def _functions(config: TransducerConfig, biasing: BiasingConfig) -> tuple[Callab
     def step(params, labels, state):
         symbol, of_base = base(params).predict(labels, state[0])
         own = {"params": params["biasing"]}
-        symbol, prefix = adapters.apply(own, symbol, labels, state[1], params["memories"], method="symbol_step")  # type: ignore[misc]
-        return symbol, (of_base, prefix)
+        symbol, written = adapters.apply(own, symbol, labels, state[1], params["memories"], method="symbol_step")  # type: ignore[misc]
+        return symbol, (of_base, written)
 
     def joiner(params, frames, symbols):
         return base(params).join(frames, symbols)

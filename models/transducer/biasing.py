@@ -9,175 +9,34 @@ The paper's body is not public. The following is ours:
   would make sense, subwords and meanings. Biases are added to both sides where they have the joint width.
 - The semantic query is the predictor's output and a vector of the decoded prefix, mixed. A text encoder cannot run
   inside a search; so a prefix is the decaying mean of its labels' vectors, each embedded once.
-- With `positions`, each label and each character of a phrase has a key of its own, that says what stands before it and
-  what comes next; a phrase's meaning stands beside each of its labels.
+- With `positions`, each label of a phrase has a key of its own, that says what stands before it and what comes next;
+  beside it stand the same of the character at which it starts, and the phrase's meaning. The predictor attends to those
+  that go on with what was written, and to first ones: the branches of a prefix tree, as a pointer generator's (arXiv
+  2109.00627).
+- What attention ought to find is known where labels are: see `models.transducer.guidance`.
 - The gate, and that the no-bias key has no value, so that an empty catalogue leaves the base model as it is, bit for
   bit.
 """
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from models.language.config import check_sizes
-from models.language.layers import MASKED
 from models.layers import LayerNorm, Linear
+from models.transducer.biasing_attention import BiasingAttention, Memory
+from models.transducer.guidance import missed_by_frames, missed_by_symbols
 from models.transducer.layers import NORM_EPS
-from models.transducer.phrases import CHARACTERS, Catalogue, PhraseEncoder, said
-from zojax import ops
+from models.transducer.phrases import CHARACTERS, HISTORY, Catalogue, PhraseEncoder, continued, recent, said
 
-__all__ = ["Biasing", "BiasingAttention", "BiasingConfig", "Memories", "Memory"]
+__all__ = ["Biasing", "BiasingConfig", "Memories"]
 
 DECAY = 0.8
 """Of the prefix's mean, a label: a word of a few pieces ago still counts."""
-
-
-class Memory(NamedTuple):
-    """What an attention keeps of catalogues: a tree of arrays, whose first axis is that of catalogues.
-
-    Attributes:
-      keys: of the phrases, or of their positions.
-      values: likewise.
-      mask: True where there is one.
-    """
-
-    keys: Float[Array, "b k heads d"]
-    values: Float[Array, "b k heads d"]
-    mask: Bool[Array, "b k"]
-
-
-class BiasingAttention(nn.Module):
-    """What a catalogue says to a frame or to a predictor's output: a vector to be added to it.
-
-        alpha = softmax_k(q . k_k / sqrt(d)) over the phrases and a no-bias key,    q = W_q x,  k_k = W_k c_k
-        c = sum_k alpha_k W_v c_k,    bias = sigmoid(g . [x, c] + a) W_o c
-
-    (The adapters of arXiv 2305.05271 and its family; the gate is ours.) The no-bias key is learned, and its value is 0:
-    so a catalogue without phrases gives a bias of exactly 0, and so does W_o, which starts as 0.
-
-    Keys and values depend on the catalogue alone: `remember` makes them, once for each catalogue.
-
-    Parameters: "query", "key", "value", "gate" {kernel, bias}, "output" {kernel}, "no_bias" [heads, width / heads].
-
-    Args:
-      d_query: width of what is biased.
-      d_phrase: width of a phrase's vector.
-      width: of all heads together.
-      heads: number of heads.
-
-    Raises:
-      ValueError: if a size is not positive, or the heads do not divide the width.
-
-    Example:
-      >>> attention, x = BiasingAttention(8, 6, 4, 2), jnp.ones((2, 5, 8))
-      >>> phrases, mask = jnp.ones((2, 3, 6)), jnp.ones((2, 3), bool)
-      >>> variables = attention.init(jax.random.key(0), x, phrases, mask)
-      >>> memory = attention.apply(variables, phrases, mask, method="remember")
-      >>> attention.apply(variables, x, memory, method="bias").shape
-      (2, 5, 8)
-    """
-
-    d_query: int
-    d_phrase: int
-    width: int
-    heads: int = 1
-
-    def __post_init__(self):
-        for name in ("d_query", "d_phrase", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"BiasingAttention.{name} is {getattr(self, name)}; it must be positive")
-        if self.width % self.heads:
-            raise ValueError(f"BiasingAttention.heads is {self.heads}; it must divide the width, {self.width}")
-        super().__post_init__()
-
-    def setup(self):
-        self.query = Linear(self.width, self.d_query**-0.5)
-        self.key = Linear(self.width, self.d_phrase**-0.5)
-        self.value = Linear(self.width, self.d_phrase**-0.5)
-        self.gate = Linear(1, (self.d_query + self.width) ** -0.5)
-        self.output = Linear(self.d_query, 0.0, use_bias=False)
-        self.no_bias = self.param("no_bias", nn.initializers.zeros, (self.heads, self.width // self.heads))
-
-    def __call__(
-        self, x: Float[Array, "b *t d_query"], phrases: Float[Array, "b2 k d_phrase"], mask: Bool[Array, "b2 k"]
-    ) -> Float[Array, "b *t d_query"]:
-        """`bias` by phrases that are met once, as in training, and to make the parameters."""
-        return self.bias(x, self.remember(phrases, mask))
-
-    def remember(self, phrases: Float[Array, "b k d_phrase"], mask: Bool[Array, "b k"]) -> Memory:
-        """Keys and values of catalogues.
-
-        Args:
-          phrases: vectors; where the mask is False, any finite ones.
-          mask: True where there is a phrase.
-
-        Returns:
-          What `bias` takes.
-        """
-        shape = (*phrases.shape[:2], self.heads, self.width // self.heads)
-        return Memory(self.key(phrases).reshape(shape), self.value(phrases).reshape(shape), mask)
-
-    def bias(self, x: Float[Array, "b *t d_query"], memory: Memory) -> Float[Array, "b *t d_query"]:
-        """What is to be added to x.
-
-        Args:
-          x: frames, outputs of the predictor, or other queries; `t` may be any axes, or none.
-          memory: of as many catalogues as x has rows; or of one, for all rows; or of a divisor of the rows, where
-            consecutive rows share one, as the hypotheses of an utterance do in a search.
-
-        Returns:
-          The bias, as large as x.
-
-        Raises:
-          ValueError: if the rows are no multiple of the catalogues.
-        """
-        return self._say(x, memory, jax.nn.softmax(self._scores(x, memory), axis=-1))
-
-    def guided(
-        self, x: Float[Array, "b t d_query"], memory: Memory, right: Bool[Array, "b t k"]
-    ) -> tuple[Float[Array, "b t d_query"], Float[Array, "b t"]]:
-        """`bias`, and how far the attention is from where it should be.
-
-            nats = -mean_heads ln sum_{k right} alpha_k,    of the no-bias key where no phrase is right
-
-        Args:
-          x: as for `bias`.
-          memory: of as many catalogues as x has rows.
-          right: which keys are right.
-
-        Returns:
-          (bias, nats).
-        """
-        log_alpha = jax.nn.log_softmax(self._scores(x, memory), axis=-1)
-        right = jnp.concatenate([~jnp.any(right, axis=-1, keepdims=True), right], axis=-1)
-        nats = -jax.nn.logsumexp(jnp.where(right[:, None], log_alpha, MASKED), axis=-1)
-        return self._say(x, memory, jnp.exp(log_alpha)), jnp.mean(nats, axis=1)
-
-    def _scores(self, x: Float[Array, "b *t d_query"], memory: Memory) -> Float[Array, "b2 heads n k"]:
-        """Of the no-bias key, then of the phrases."""
-        catalogues = memory.keys.shape[0]
-        if x.shape[0] % catalogues:
-            raise ValueError(f"memory: {catalogues} catalogues for {x.shape[0]} rows; a divisor is needed")
-        each = x.shape[0] // catalogues
-        split = (each * math.prod(x.shape[1:-1]), self.heads, self.width // self.heads)
-        query = self.query(x).reshape(catalogues, *split)
-        scores = jnp.einsum("bthd,bkhd->bhtk", query, memory.keys)
-        scores = jnp.where(memory.mask[:, None, None], scores, MASKED)
-        nothing = jnp.einsum("bthd,hd->bht", query, ops.value(self.no_bias))[..., None]
-        return jnp.concatenate([nothing, scores], axis=-1) * (self.width // self.heads) ** -0.5
-
-    def _say(
-        self, x: Float[Array, "b *t d_query"], memory: Memory, alpha: Float[Array, "b2 heads n k"]
-    ) -> Float[Array, "b *t d_query"]:
-        found = jnp.einsum("bhtk,bkhd->bthd", alpha[..., 1:], memory.values).reshape(*x.shape[:-1], self.width)
-        gate = jax.nn.sigmoid(self.gate(jnp.concatenate([x, found], axis=-1)))
-        return gate * self.output(found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,11 +85,25 @@ class Memories(NamedTuple):
       heard: for the encoder's frames.
       written: for the predictor's outputs.
       units: vectors of the labels, for the decoded prefix; of width 0 without semantic biasing.
+      listed: labels of each list's phrases, 0 behind them; of none without positions.
     """
 
     heard: Memory
     written: Memory
     units: Float[Array, "classes m"]
+    listed: Int[Array, "b k l"]
+
+
+class Written(NamedTuple):
+    """What biasing remembers of labels.
+
+    Attributes:
+      prefix: decaying mean of their vectors.
+      recent: the last ones, the latest first, 0 where there are none.
+    """
+
+    prefix: Float[Array, "b *v m"]
+    recent: Int[Array, "b *v h"]
 
 
 class Biasing(nn.Module):
@@ -248,7 +121,8 @@ class Biasing(nn.Module):
       >>> model, x = Biasing(BiasingConfig(embedding=4, hidden=3, width=8), 5, 6), jnp.ones((2, 7, 6))
       >>> catalogue = {"pieces": jnp.array([[1, 2], [3, 0]]), "rows": jnp.array([[0, 1], [1, -1]])}
       >>> labels = jnp.array([[1, 2], [3, 0]])
-      >>> variables = jax.jit(model.init)(jax.random.key(0), catalogue, x, x[:, :3], labels)
+      >>> mask, counts = jnp.ones((2, 7), bool), jnp.array([2, 1])
+      >>> variables = jax.jit(model.init)(jax.random.key(0), catalogue, x, mask, x[:, :3], labels, counts)
       >>> memories = model.apply(variables, catalogue, method="remember")
       >>> model.apply(variables, x, memories, method="frames").shape
       (2, 7, 6)
@@ -264,8 +138,7 @@ class Biasing(nn.Module):
         heard = written = self.subword.d_out
         if c.acoustic:
             self.character = PhraseEncoder(CHARACTERS, c.embedding, c.hidden, c.positions)
-            # Labels and characters stand at other positions: keys beside each other, where phrases have one vector.
-            heard += 0 if c.positions else self.character.d_out
+            heard += self.character.d_out
         if c.semantic:
             self.meaning = Linear(self.subword.d_out, c.meaning**-0.5)
             self.meaning_norm = LayerNorm(NORM_EPS)
@@ -278,20 +151,22 @@ class Biasing(nn.Module):
         self,
         catalogue: Catalogue,
         frames: Float[Array, "b t j"],
+        mask: Bool[Array, "b t"],
         symbols: Float[Array, "b v j"],
         labels: Int[Array, "b u"],
-    ) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"], Float[Array, "b v"]]:
-        """Both sides of a transducer, biased: `remember`, `frames`, `symbols`; and the nats of `guided`.
-
-        What is right to attend to is known where labels are: where a listed phrase is said, its position that comes
-        next, or the phrase; and nothing elsewhere. (Guidance of this attention is ours.)
-        """
+        counts: Int[Array, "b"],
+    ) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"], Float[Array, "b"]]:
+        """Both sides of a transducer, biased, and by how many nats the attentions miss what is said."""
         memories = self.remember(catalogue)
         right = said(labels, jnp.asarray(catalogue["pieces"]), jnp.asarray(catalogue["rows"]))
         right = right.reshape(*right.shape[:2], -1) if self.config.positions else jnp.any(right, axis=-1)
-        query = self._query(symbols, self._prefixes(labels, memories))
-        biases, nats = self.written.guided(query, memories.written, right)
-        return self.frames(frames, memories), symbols + biases, nats
+        written = self._written(labels, memories)
+        biases, log_alpha = self.written.watched(
+            self._query(symbols, written.prefix), memories.written, self._alive(written, memories)
+        )
+        nats = missed_by_symbols(log_alpha, right, counts)
+        heard, log_alpha = self.heard.watched(frames, memories.heard)
+        return frames + heard, symbols + biases, nats + missed_by_frames(log_alpha, mask, right, counts)
 
     def remember(self, catalogue: Catalogue) -> Memories:
         """What is kept of catalogues: each phrase is encoded once, whichever lists it stands in.
@@ -302,60 +177,62 @@ class Biasing(nn.Module):
         Returns:
           What the other methods take.
         """
-        c, rows = self.config, jnp.asarray(catalogue["rows"])
-        vectors, real = self._read(self.subword, catalogue["pieces"])
-        heard, written, units = (vectors, real), vectors, jnp.zeros((self.classes, 0))
+        c, rows, pieces = self.config, jnp.asarray(catalogue["rows"]), jnp.asarray(catalogue["pieces"])
+        vectors, units = self._read(self.subword, pieces), jnp.zeros((self.classes, 0))
+        real = pieces > 0 if c.positions else jnp.ones((len(pieces), 1), bool)
+        heard = written = vectors
         if c.acoustic:
-            others, exist = self._read(self.character, catalogue["characters"])
+            others = self._read(self.character, jnp.asarray(catalogue["characters"]))
             if c.positions:
-                heard = jnp.concatenate([vectors, others], axis=1), jnp.concatenate([real, exist], axis=1)
-            else:
-                heard = jnp.concatenate([vectors, others], axis=2), real
+                others = jnp.take_along_axis(others, jnp.asarray(catalogue["starts"])[..., None], axis=1)
+            heard = jnp.concatenate([vectors, others], axis=2)
         if c.semantic:
             meaning = self.meaning_norm(self.meaning(_unit(jnp.asarray(catalogue["meaning"]))))
             beside = jnp.broadcast_to(meaning[:, None], (*real.shape, meaning.shape[1]))
             written, units = jnp.concatenate([vectors, beside], axis=2), _unit(jnp.asarray(catalogue["unit_meaning"]))
-        return Memories(_listed(self.heard, *heard, rows), _listed(self.written, written, real, rows), units)
+        listed = jnp.where(rows[..., None] >= 0, pieces[rows], 0)[..., : None if c.positions else 0]
+        return Memories(
+            _listed(self.heard, heard, real, rows), _listed(self.written, written, real, rows), units, listed
+        )
 
-    def _read(self, encoder: PhraseEncoder, symbols: Any) -> tuple[Float[Array, "p l d"], Bool[Array, "p l"]]:
-        """The vectors of each phrase, and which of them there are; a single one but with positions."""
-        symbols = jnp.asarray(symbols)
-        if self.config.positions:
-            return encoder(symbols), symbols > 0
-        return encoder(symbols)[:, None], jnp.ones((len(symbols), 1), bool)
+    def _read(self, encoder: PhraseEncoder, symbols: Int[Array, "p l"]) -> Float[Array, "p l2 d"]:
+        """The vectors of each phrase; a single one but with positions."""
+        return encoder(symbols) if self.config.positions else encoder(symbols)[:, None]
 
     def frames(self, frames: Float[Array, "b *t j"], memories: Memories) -> Float[Array, "b *t j"]:
         """Frames of the joint width with what the catalogues say to them."""
         return frames + self.heard.bias(frames, memories.heard)
 
-    def symbols(
-        self, symbols: Float[Array, "b v j"], labels: Int[Array, "b u"], memories: Memories
-    ) -> Float[Array, "b v j"]:
-        """The predictor's outputs after 0, 1, .. u labels, with what the catalogues say to them."""
-        return symbols + self.written.bias(self._query(symbols, self._prefixes(labels, memories)), memories.written)
-
     @nn.nowrap
-    def _prefixes(self, labels: Int[Array, "b u"], memories: Memories) -> Float[Array, "b v m"]:
+    def _written(self, labels: Int[Array, "b u"], memories: Memories) -> Written:
+        """After 0, 1, .. u labels."""
+
         def read(prefix: Array, label: Array) -> tuple[Array, Array]:
             prefix = _behind(prefix, label, memories)
             return prefix, prefix
 
         start = jnp.zeros((len(labels), memories.units.shape[1]))
         _, prefixes = lax.scan(read, start, labels.T)
-        return jnp.concatenate([start[None], prefixes]).swapaxes(0, 1)
+        return Written(jnp.concatenate([start[None], prefixes]).swapaxes(0, 1), recent(labels))
 
     @nn.nowrap
-    def initial_state(self, batch: int) -> Float[Array, "b m"]:
-        """The state before the start: a prefix of nothing."""
-        return jnp.zeros((batch, self.config.meaning if self.config.semantic else 0))
+    def _alive(self, written: Written, memories: Memories) -> Bool[Array, "b *v k"] | None:
+        if not self.config.positions:
+            return None
+        last, listed = written.recent, memories.listed
+        # Rows of a search share catalogues: an axis of its own.
+        alive = continued(last.reshape(len(listed), -1, HISTORY), listed)
+        return alive.reshape(*last.shape[:-1], -1)
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> Written:
+        """The state before the start: nothing was written."""
+        meaning = self.config.meaning if self.config.semantic else 0
+        return Written(jnp.zeros((batch, meaning)), jnp.zeros((batch, HISTORY), jnp.int32))
 
     def symbol_step(
-        self,
-        symbol: Float[Array, "b j"],
-        label: Int[Array, "b"],
-        state: Float[Array, "b m"],
-        memories: Memories,
-    ) -> tuple[Float[Array, "b j"], Float[Array, "b m"]]:
+        self, symbol: Float[Array, "b j"], label: Int[Array, "b"], state: Written, memories: Memories
+    ) -> tuple[Float[Array, "b j"], Written]:
         """The predictor's output after one more label, with what the catalogues say to it.
 
         Args:
@@ -367,8 +244,12 @@ class Biasing(nn.Module):
         Returns:
           (output, state).
         """
-        state = jnp.where(label[:, None] > 0, _behind(state, label, memories), state)
-        return symbol + self.written.bias(self._query(symbol, state), memories.written), state
+        later = Written(
+            _behind(state.prefix, label, memories), jnp.concatenate([label[:, None], state.recent[:, :-1]], axis=1)
+        )
+        state = Written(*(jnp.where(label[:, None] > 0, *both) for both in zip(later, state, strict=True)))
+        query = self._query(symbol, state.prefix)
+        return symbol + self.written.bias(query, memories.written, self._alive(state, memories)), state
 
     def _query(self, symbols: Array, prefixes: Array) -> Array:
         return symbols + self.prefix(prefixes) if self.config.semantic else symbols

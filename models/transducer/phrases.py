@@ -4,6 +4,7 @@ A catalogue is a mapping of arrays. Each phrase of a batch stands in it once, wh
 
   `pieces` int32 [p, l]: the transducer's labels of each phrase, 0 behind them;
   `characters` int32 [p, c]: its characters, in 1..256 (bytes of UTF-8, counted from 1), 0 behind them;
+  `starts` int32 [p, l]: of each label, the position of the character at which it starts;
   `meaning` float32 [p, m]: vectors of a frozen text encoder, made once for each phrase; m is 0 where none reads them;
   `unit_meaning` float32 [classes, m]: the same of the transducer's labels;
   `rows` int32 [b, k]: the phrases of each utterance's list, as positions among the p; -1 for none. A single row is the
@@ -22,12 +23,15 @@ from models.transducer.layers import NORM_EPS
 from models.transducer.lstm import Lstm
 from zojax import ops
 
-__all__ = ["CHARACTERS", "Catalogue", "PhraseEncoder", "said"]
+__all__ = ["CHARACTERS", "HISTORY", "Catalogue", "PhraseEncoder", "continued", "recent", "said"]
 
 Catalogue = Mapping[str, Any]
 
 CHARACTERS = 257
 """Bytes, and the padding."""
+
+HISTORY = 8
+"""Labels by which a phrase that has begun is known; of those before, a longer one is believed."""
 
 
 class PhraseEncoder(nn.Module):
@@ -126,3 +130,40 @@ def said(labels: Int[Array, "b u"], pieces: Int[Array, "p l"], rows: Int[Array, 
     begins = jnp.all(same, axis=-1)
     began = jnp.stack([jnp.pad(begins, ((0, 0), (i, 0), (0, 0)))[:, : begins.shape[1]] for i in range(length)], axis=-1)
     return began & (listed > 0)[:, None]
+
+
+def recent(labels: Int[Array, "b u"]) -> Int[Array, "b v h"]:
+    """The last labels after each of 0 .. u of them, the latest first; 0 where there are none.
+
+    Example:
+      >>> recent(jnp.array([[5, 6]]))[0, :, :2].tolist()
+      [[0, 0], [5, 0], [6, 5]]
+    """
+    count = labels.shape[1] + 1
+    behind = jnp.pad(labels, ((0, 0), (HISTORY, 0)))
+    return jnp.stack([behind[:, HISTORY - 1 - j : HISTORY - 1 - j + count] for j in range(HISTORY)], axis=-1)
+
+
+def continued(last: Int[Array, "b *v h"], listed: Int[Array, "b k l"]) -> Bool[Array, "b *v k l"]:
+    """Which positions of phrases may come next: the first of each, and those before which a phrase was begun.
+
+        position i of phrase k:   last_j = phrase_k,i-1-j   for all j < min(i, h)
+
+    Args:
+      last: the last labels, the latest first, 0 where there are none.
+      listed: labels of phrases, 0 behind them.
+
+    Returns:
+      True where a position may.
+
+    Example:
+      >>> continued(jnp.array([[1, 5]]), jnp.array([[[1, 2], [2, 1]]])).astype(int)[0].tolist()
+      [[1, 1], [1, 0]]
+    """
+    between = range(1, last.ndim - 1)
+    phrases = jnp.expand_dims(listed, tuple(between))
+    alive = phrases > 0
+    for j in range(min(HISTORY, listed.shape[-1] - 1)):
+        same = phrases[..., : -1 - j] == last[..., j, None, None]
+        alive = alive & jnp.concatenate([jnp.ones((*same.shape[:-1], j + 1), bool), same], axis=-1)
+    return alive

@@ -73,8 +73,8 @@ class TransducerTask:
     With `alone`, the joiner is given zeros in place of the predictor for as many steps: frames learn to say labels
     where they are heard, before a predictor can say the first word by guess at the first frame. (Ours.)
 
-    With `guidance`, its weight, the predictor's attention to catalogues pays for what it does not give to what is said:
-    see `Biasing`. Led by the loss of the labels alone, an attention to many phrases hardly begins to learn.
+    With `guidance`, its weight, attention to catalogues pays for what it does not give to what is said: see
+    `models.transducer.guidance`.
 
     With `look_ahead`, for an encoder that chooses its look-ahead, an utterance pays for that, too. The evaluation
     counts the exact latency.
@@ -200,7 +200,7 @@ class TransducerTask:
         Returns:
           (loss in nats a label, float32; the metrics of `evaluate`, of what was trained on).
         """
-        frames, lengths, symbols, labels, spans, astray = self._sides(params, batch, key, batch.get("step"))
+        frames, lengths, symbols, labels, spans, missed = self._sides(params, batch, key, batch.get("step"))
         if self.alone:
             symbols = jnp.where(batch.get("step", self.alone) >= self.alone, symbols, 0)
         if self.pruning is None:
@@ -209,9 +209,8 @@ class TransducerTask:
             nats = self._pruned(params, frames, lengths, symbols, labels, batch)
         if self.acoustic:
             nats = nats + self.acoustic * self._acoustic(params, frames, lengths, labels, batch)
-        if self.guidance and astray is not None:
-            real = jnp.arange(astray.shape[1]) <= jnp.asarray(batch["label_lengths"])[:, None]
-            nats = nats + self.guidance * jnp.sum(jnp.where(real, astray, 0), axis=1)
+        if self.guidance and missed is not None:
+            nats = nats + self.guidance * missed
         if (price := self._price(spans, lengths, batch)) is not None:
             nats = nats + price * jnp.maximum(jnp.asarray(batch["label_lengths"]), 1)
         metrics = self._metrics(nats, batch)
@@ -314,8 +313,8 @@ class TransducerTask:
         return transducer(self.config).apply({"params": params}, *args, method=method, **options)
 
     def _sides(self, params, batch, key, step) -> tuple[Array, Array, Array, Array, Any, Any]:
-        """Frames with their lengths, and symbols with the labels, both of the joint width; the spans of look-ahead; how
-        far attention is from what is said."""
+        """Frames with their lengths, and symbols with the labels, both of the joint width; the spans of look-ahead; by
+        how many nats attention misses what is said."""
         x, mask = self.features(batch)
         rngs = {}
         if key is not None:
@@ -323,8 +322,8 @@ class TransducerTask:
             if self.augment is not None:
                 keys = jax.random.split(of_augment, x.shape[0])
                 x = jax.vmap(self.augment)(x, jnp.asarray(batch["frame_lengths"]), keys)
-        labels = jnp.asarray(batch["labels"])
-        real = jnp.arange(labels.shape[1]) < jnp.asarray(batch["label_lengths"])[:, None]
+        labels, counts = jnp.asarray(batch["labels"]), jnp.asarray(batch["label_lengths"])
+        real = jnp.arange(labels.shape[1]) < counts[:, None]
         labels = jnp.where(real, labels, BLANK)
         spans = None
         if self.look_ahead is None:
@@ -332,12 +331,12 @@ class TransducerTask:
         else:
             frames, mask, spans = self._apply("look", params, x, mask, self.look_ahead.temperature(step), rngs=rngs)
         symbols = self._apply("predict", params, labels, rngs=rngs)
-        astray = None
+        missed = None
         if self.biasing is not None and "catalogue" in batch:
-            frames, symbols, astray = bias(
-                self.config, self.biasing, params, batch["catalogue"], frames, symbols, labels
+            frames, symbols, missed = bias(
+                self.config, self.biasing, params, batch["catalogue"], frames, mask, symbols, labels, counts
             )
-        return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels, spans, astray
+        return frames, jnp.sum(mask, axis=1, dtype=jnp.int32), symbols, labels, spans, missed
 
     def _price(self, spans: Any, lengths: Int[Array, "b"], batch: Batch) -> Float[Array, "b"] | None:
         """What each utterance pays beside its labels, in nats a label."""

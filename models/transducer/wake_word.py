@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from models.language.config import check_sizes
-from models.transducer.biasing import BiasingAttention, Memory
+from models.transducer.biasing_attention import BiasingAttention, Memory
 from models.transducer.layers import Activation, Dense
 from models.transducer.lstm import Lstm
 from models.transducer.phrases import PhraseEncoder

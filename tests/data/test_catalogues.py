@@ -60,13 +60,23 @@ def test_lists_of_every_kind_become_arrays():
     lists = [many, [], ["josé"], ["josé", many[0], long]]
     made = arrays(lists, UNITS)
     assert made["rows"].shape == (4, 2048)
-    assert made["pieces"].shape == (2048, 200)
+    assert made["pieces"].shape == (2048, 256)
     spelled = [[UNITS.decode(made["pieces"][i][made["pieces"][i] > 0]) for i in row if i >= 0] for row in made["rows"]]
     assert spelled == lists
     heard = [
         [bytes((c - 1) for c in made["characters"][i] if c).decode() for i in row if i >= 0] for row in made["rows"]
     ]
     assert heard == lists
+    # A label starts at its first byte: "josé" has four labels and five bytes.
+    jose = made["rows"][2, 0]
+    assert made["starts"][jose, :5].tolist() == [0, 1, 2, 3, 0]
+    units = PieceUnits.train(["anna bell", "bell anna", "anna", "bell"], size=11)
+    for phrase in ("anna bell", "bell"):
+        cut = arrays([[phrase]], units)
+        labels, starts = (cut[name][0] for name in ("pieces", "starts"))
+        ends = [*starts[1 : np.sum(labels > 0)], len(phrase)]
+        for label, start, end in zip(labels, starts, ends, strict=False):
+            assert phrase[start:end].strip() == units.decode([int(label)])
     assert arrays([[]], UNITS)["rows"].tolist() == [[-1]]
     with pytest.raises(ValueError, match=r"phrase 'søren': the model cannot write it: character 'ø'"):
         arrays([["anna", "søren"]], UNITS)

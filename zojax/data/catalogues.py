@@ -258,8 +258,8 @@ def arrays(
 ) -> Mapping[str, np.ndarray]:
     """The arrays of lists, as a model takes them: each phrase once, and the places of those of each list.
 
-    Numbers of phrases, and of a list's, are rounded up to powers of 2, and lengths to multiples of 8, so that lists of
-    like sizes share a program.
+    Numbers of phrases, and of a list's, are rounded up to powers of 2, and lengths to powers of 2 from 8, so that lists
+    of like sizes share a program.
 
     Args:
       lists: the phrases of each utterance.
@@ -268,8 +268,9 @@ def arrays(
       unit_meaning: vectors of the units, likewise.
 
     Returns:
-      `pieces` int32 [p, l] and `characters` int32 [p, c], 0 behind their ends; `rows` int32 [b, k], -1 for none; with
-      meanings `meaning` float32 [p, m] and `unit_meaning`.
+      `pieces` int32 [p, l] and `characters` int32 [p, c], 0 behind their ends; `starts` int32 [p, l], the character at
+      which each piece starts; `rows` int32 [b, k], -1 for none; with meanings `meaning` float32 [p, m] and
+      `unit_meaning`.
 
     Raises:
       ValueError: naming a phrase that the units cannot write.
@@ -293,7 +294,12 @@ def arrays(
     rows = np.full((len(lists), _power(max(map(len, lists), default=0))), -1, np.int32)
     for row, one in zip(rows, lists, strict=True):
         row[: len(one)] = [place[phrase] for phrase in one]
-    found = {"pieces": _padded(pieces, count), "characters": _padded(characters, count), "rows": rows}
+    starts = [
+        np.array([min(len(units.decode(labels[:i]).encode()), len(own) - 1) for i in range(len(labels))], np.int32)
+        for labels, own in zip(pieces, characters, strict=True)
+    ]
+    named = {"pieces": pieces, "characters": characters, "starts": starts}
+    found = {name: _padded(each, count) for name, each in named.items()} | {"rows": rows}
     if meaning is not None and unit_meaning is not None:
         vectors = np.zeros((count, unit_meaning.shape[1]), np.float32)
         if phrases:
@@ -307,7 +313,7 @@ def _power(size: int) -> int:
 
 
 def _padded(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
-    width = -(-max(map(len, rows), default=1) // 8) * 8
+    width = _power(max(8, max(map(len, rows), default=0)))
     found = np.zeros((count, width), np.int32)
     for i, row in enumerate(rows):
         found[i, : len(row)] = row

@@ -1,6 +1,7 @@
 """Biasing: what an attention over phrases says, against a plain loop, and that nothing is said of no phrases."""
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,13 @@ import optax
 import pytest
 
 from models.transducer import biased
-from models.transducer.biasing import BiasingAttention, BiasingConfig
+from models.transducer.biasing import BiasingConfig
+from models.transducer.biasing_attention import BiasingAttention
 from models.transducer.decode import ModifiedBeam, decode
+from models.transducer.guidance import missed_by_frames
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig, transducer
-from models.transducer.phrases import said
+from models.transducer.phrases import HISTORY, continued, recent, said
 from models.transducer.predictor import StatelessConfig
 from models.transducer.task import TransducerTask
 from zojax.estimators import chain, spsa
@@ -98,6 +101,7 @@ BATCH = {
 CATALOGUE = {
     "pieces": jnp.array([[1, 2, 3], [4, 6, 0], [5, 0, 0]]),
     "characters": jnp.array([[9, 8, 7, 6], [5, 4, 0, 0], [256, 1, 1, 0]]),
+    "starts": jnp.array([[0, 1, 3], [0, 1, 0], [0, 0, 0]]),
     "meaning": jnp.asarray(RNG.normal(size=(3, 5)), jnp.float32),
     "unit_meaning": jnp.asarray(RNG.normal(size=(7, 5)), jnp.float32),
     "rows": jnp.array([[0, 1, 2], [2, -1, 0]]),
@@ -150,7 +154,7 @@ def test_each_reading_of_a_phrase_counts_and_the_order_of_a_list_does_not(run):
 
 
 def test_what_fills_phrases_up_is_not_read(run):
-    wider = {name: jnp.pad(CATALOGUE[name], ((0, 0), (0, 3))) for name in ("pieces", "characters")}
+    wider = {name: jnp.pad(CATALOGUE[name], ((0, 0), (0, 3))) for name in ("pieces", "characters", "starts")}
     memories, wanted = (run.remember(run.params, catalogue) for catalogue in (CATALOGUE | wider, CATALOGUE))
     frames = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
     found = [biased.bias_frames(CONFIG, run.biasing, run.params, frames, kept) for kept in (memories, wanted)]
@@ -173,18 +177,54 @@ def test_where_phrases_are_said():
     assert wanted.any()
 
 
+def test_which_positions_may_come_next():
+    """Against the definition, with two labels, so that phrases overlap; a long one is known by its last labels."""
+    rng = np.random.default_rng(4)
+    listed = np.where(np.arange(12) < rng.integers(0, 13, (2, 9, 1)), rng.integers(1, 3, (2, 9, 12)), 0)
+    labels = np.concatenate([listed[:, 0], rng.integers(1, 3, (2, 6))], axis=1)
+    found = np.asarray(continued(recent(jnp.asarray(labels)), jnp.asarray(listed)))
+    for b, v, k, i in np.ndindex(found.shape):
+        before, last = listed[b, k, max(i - HISTORY, 0) : i], labels[b, max(v - min(i, HISTORY), 0) : v]
+        assert found[b, v, k, i] == (listed[b, k, i] > 0 and list(before) == list(last))
+
+
+def test_what_frames_miss_is_the_mass_of_all_other_paths():
+    """Against all paths of four frames over two keys and none; the second row ends in padding."""
+    log_alpha = jax.nn.log_softmax(jnp.asarray(RNG.normal(size=(2, 4, 3)), jnp.float32))
+    mask, counts = jnp.array([[True] * 4, [True] * 3 + [False]]), jnp.array([3, 1])
+    right = np.zeros((2, 5, 2), bool)
+    right[0, 0, 1] = right[0, 2, 0] = right[1, 0, 0] = right[1, 3, 1] = True
+    found = missed_by_frames(log_alpha, mask, jnp.asarray(right), counts)
+    for row, (frames, wanted) in enumerate([(4, [2, 1]), (3, [1])]):
+        mass = 0.0
+        for path in itertools.product(range(3), repeat=frames):
+            if [key for key, _ in itertools.groupby(path) if key] == wanted:
+                mass += np.exp(sum(float(log_alpha[row, t, key]) for t, key in enumerate(path)))
+        np.testing.assert_allclose(found[row], -np.log(mass), rtol=1e-5)
+    # Two keys need two frames, and a key that comes twice in a row three.
+    right[0, 2] = right[0, 0]
+    short = [
+        missed_by_frames(log_alpha, jnp.broadcast_to(jnp.arange(4) < n, (2, 4)), jnp.asarray(right), counts)[0]
+        for n in (2, 3)
+    ]
+    assert short[0] == 0 < short[1] < 100
+
+
 def test_guidance_costs_what_attention_does_not_give_to_what_is_said(run):
     task = dataclasses.replace(run.task, guidance=0.5)
     loss = jax.jit(lambda params, batch: task.loss(params, batch)[0])
-    symbols = transducer(CONFIG).apply({"params": run.params}, BATCH["labels"], method="predict")
+    encoded = transducer(CONFIG)
+    frames, mask = encoded.apply(
+        {"params": run.params}, *task.features({k: v for k, v in BATCH.items() if k != "weight"}), method="encode"
+    )
+    symbols = encoded.apply({"params": run.params}, BATCH["labels"], method="predict")
     said_here = CATALOGUE | {"pieces": jnp.array([[1, 2, 3], [2, 3, 0], [5, 0, 0]])}
+    sides = frames, mask, symbols, BATCH["labels"], BATCH["label_lengths"]
     for catalogue in (said_here, CATALOGUE, NOBODY):
-        frames = jnp.zeros((2, 6, 8))
-        nats = biased.bias(CONFIG, run.biasing, run.params, catalogue, frames, symbols, BATCH["labels"])[2]
-        real = np.arange(4) <= np.asarray(BATCH["label_lengths"])[:, None]
-        wanted = 0.5 * np.mean(np.sum(np.where(real, nats, 0), axis=1) / np.asarray(BATCH["label_lengths"]))
+        nats = biased.bias(CONFIG, run.biasing, run.params, catalogue, *sides)[2]
+        wanted = 0.5 * np.mean(nats / BATCH["label_lengths"])
         whole = BATCH | {"catalogue": catalogue}
-        np.testing.assert_allclose(loss(run.params, whole) - run.loss(run.params, whole), wanted, atol=3e-6)
+        np.testing.assert_allclose(loss(run.params, whole) - run.loss(run.params, whole), wanted, rtol=1e-4, atol=3e-6)
         # With nothing to attend to, attention to nothing is right; with something, moved weights are never.
         assert (wanted > 0.01) != (catalogue is NOBODY)
     with pytest.raises(ValueError, match=r"guidance is 0\.5; 0, or more with biasing"):
@@ -197,7 +237,7 @@ def test_a_search_meets_what_training_has(run):
     plain = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
     symbols = transducer(CONFIG).apply({"params": run.params}, BATCH["labels"], method="predict")
     train = jax.jit(lambda *sides: biased.bias(CONFIG, run.biasing, run.params, CATALOGUE, *sides))
-    wanted = train(plain, symbols, BATCH["labels"])
+    wanted = train(plain, jnp.ones((2, 6), bool), symbols, BATCH["labels"], BATCH["label_lengths"])
     frames = biased.bias_frames(CONFIG, run.biasing, run.params, plain, memories)
     np.testing.assert_allclose(frames, wanted[0], rtol=1e-5, atol=1e-5)  # float32 in another order
     model = biased.biased_decodable(CONFIG, run.biasing, run.params, memories)
