@@ -159,14 +159,17 @@ class Biasing(nn.Module):
         """Both sides of a transducer, biased, and by how many nats the attentions miss what is said."""
         memories = self.remember(catalogue)
         right = said(labels, jnp.asarray(catalogue["pieces"]), jnp.asarray(catalogue["rows"]))
-        right = right.reshape(*right.shape[:2], -1) if self.config.positions else jnp.any(right, axis=-1)
+        if self.config.positions:
+            right = heard = right.reshape(*right.shape[:2], -1)
+        else:  # a phrase is written for as long as it lasts, and heard once
+            right, heard = jnp.any(right, axis=-1), right[..., 0]
         written = self._written(labels, memories)
         biases, log_alpha = self.written.watched(
             self._query(symbols, written.prefix), memories.written, self._alive(written, memories)
         )
         nats = missed_by_symbols(log_alpha, right, counts)
-        heard, log_alpha = self.heard.watched(frames, memories.heard)
-        return frames + heard, symbols + biases, nats + missed_by_frames(log_alpha, mask, right, counts)
+        led, log_alpha = self.heard.watched(frames, memories.heard)
+        return frames + led, symbols + biases, nats + missed_by_frames(log_alpha, mask, heard, counts)
 
     def remember(self, catalogue: Catalogue) -> Memories:
         """What is kept of catalogues: each phrase is encoded once, whichever lists it stands in.
