@@ -10,9 +10,9 @@ The paper's body is not public. The following is ours:
 - The semantic query is the predictor's output and a vector of the decoded prefix, mixed. A text encoder cannot run
   inside a search; so a prefix is the decaying mean of its labels' vectors, each embedded once.
 - With `positions`, each label of a phrase has a key of its own, that says what stands before it and what comes next;
-  beside it stand the same of the character at which it starts, and the phrase's meaning. The predictor attends to those
-  that go on with what was written, and to first ones: the branches of a prefix tree, as a pointer generator's (arXiv
-  2109.00627).
+  beside it stand the same of the character at which it starts, and the phrase's meaning. The predictor attends to the
+  first of each phrase, and to the one that goes on with what was written of it: the branches of a prefix tree, as a
+  pointer generator's (arXiv 2109.00627).
 - What attention ought to find is known where labels are: see `models.transducer.guidance`.
 - The gate, and that the no-bias key has no value, so that an empty catalogue leaves the base model as it is, bit for
   bit.
@@ -22,6 +22,7 @@ import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -31,12 +32,15 @@ from models.layers import LayerNorm, Linear
 from models.transducer.biasing_attention import BiasingAttention, Memory
 from models.transducer.guidance import missed_by_frames, missed_by_symbols
 from models.transducer.layers import NORM_EPS
-from models.transducer.phrases import CHARACTERS, HISTORY, Catalogue, PhraseEncoder, continued, recent, said
+from models.transducer.phrases import CHARACTERS, HISTORY, Catalogue, PhraseEncoder, furthest, recent, said
 
 __all__ = ["Biasing", "BiasingConfig", "Memories"]
 
 DECAY = 0.8
 """Of the prefix's mean, a label: a word of a few pieces ago still counts."""
+
+BEGUN = 32
+"""Phrases that a text may have begun at a time; of more, those of which most is written count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,13 +87,15 @@ class Memories(NamedTuple):
 
     Attributes:
       heard: for the encoder's frames.
-      written: for the predictor's outputs.
+      written: for the predictor's outputs; with positions, the first of each phrase.
+      further: with positions, all of them, for the predictor's outputs; else none.
       units: vectors of the labels, for the decoded prefix; of width 0 without semantic biasing.
       listed: labels of each list's phrases, 0 behind them; of none without positions.
     """
 
     heard: Memory
     written: Memory
+    further: Memory
     units: Float[Array, "classes m"]
     listed: Int[Array, "b k l"]
 
@@ -158,15 +164,18 @@ class Biasing(nn.Module):
     ) -> tuple[Float[Array, "b t j"], Float[Array, "b v j"], Float[Array, "b"]]:
         """Both sides of a transducer, biased, and by how many nats the attentions miss what is said."""
         memories = self.remember(catalogue)
+        written = self._written(labels, memories)
+        begun = None
         right = said(labels, jnp.asarray(catalogue["pieces"]), jnp.asarray(catalogue["rows"]))
         if self.config.positions:
-            right = heard = right.reshape(*right.shape[:2], -1)
+            begun, place = self._begun(written, memories)
+            heard = right.reshape(*right.shape[:2], -1)
+            going_on = jnp.take_along_axis(heard, place, axis=2) & begun.mask
+            right = jnp.concatenate([right[..., 0], going_on], axis=2)
         else:  # a phrase is written for as long as it lasts, and heard once
-            right, heard = jnp.any(right, axis=-1), right[..., 0]
-        written = self._written(labels, memories)
-        biases, log_alpha = self.written.watched(
-            self._query(symbols, written.prefix), memories.written, self._alive(written, memories)
-        )
+            heard, right = right[..., 0], jnp.any(right, axis=-1)
+        query = self._query(symbols, written.prefix)
+        biases, log_alpha = self.written.watched(query, memories.written, begun)
         nats = missed_by_symbols(log_alpha, right, counts)
         led, log_alpha = self.heard.watched(frames, memories.heard)
         return frames + led, symbols + biases, nats + missed_by_frames(log_alpha, mask, heard, counts)
@@ -194,9 +203,11 @@ class Biasing(nn.Module):
             beside = jnp.broadcast_to(meaning[:, None], (*real.shape, meaning.shape[1]))
             written, units = jnp.concatenate([vectors, beside], axis=2), _unit(jnp.asarray(catalogue["unit_meaning"]))
         listed = jnp.where(rows[..., None] >= 0, pieces[rows], 0)[..., : None if c.positions else 0]
-        return Memories(
-            _listed(self.heard, heard, real, rows), _listed(self.written, written, real, rows), units, listed
-        )
+        further = _listed(self.written, written, real, rows)
+        first = Memory(*(x[:, :: real.shape[1]] for x in further))
+        if not c.positions:
+            further = Memory(*(x[:, :0] for x in further))
+        return Memories(_listed(self.heard, heard, real, rows), first, further, units, listed)
 
     def _read(self, encoder: PhraseEncoder, symbols: Int[Array, "p l"]) -> Float[Array, "p l2 d"]:
         """The vectors of each phrase; a single one but with positions."""
@@ -219,13 +230,21 @@ class Biasing(nn.Module):
         return Written(jnp.concatenate([start[None], prefixes]).swapaxes(0, 1), recent(labels))
 
     @nn.nowrap
-    def _alive(self, written: Written, memories: Memories) -> Bool[Array, "b *v k"] | None:
-        if not self.config.positions:
-            return None
+    def _begun(self, written: Written, memories: Memories) -> tuple[Memory, Int[Array, "b *v a"]]:
+        """Of phrases that were begun, the keys of what goes on with the text, and where they stand."""
         last, listed = written.recent, memories.listed
         # Rows of a search share catalogues: an axis of its own.
-        alive = continued(last.reshape(len(listed), -1, HISTORY), listed)
-        return alive.reshape(*last.shape[:-1], -1)
+        reached = furthest(last.reshape(len(listed), -1, HISTORY), listed)
+        position, phrase = lax.top_k(reached, min(BEGUN, listed.shape[1]))
+        place = phrase * listed.shape[2] + position
+
+        def taken(x: Array) -> Array:
+            each = jax.vmap(lambda own, at: own[at])(x, place)
+            return each.reshape(*last.shape[:-1], *each.shape[2:])
+
+        keys, values, mask = map(taken, memories.further)
+        place, position = (x.reshape(*last.shape[:-1], -1) for x in (place, position))
+        return Memory(keys, values, mask & (position > 0)), place
 
     @nn.nowrap
     def initial_state(self, batch: int) -> Written:
@@ -251,8 +270,8 @@ class Biasing(nn.Module):
             _behind(state.prefix, label, memories), jnp.concatenate([label[:, None], state.recent[:, :-1]], axis=1)
         )
         state = Written(*(jnp.where(label[:, None] > 0, *both) for both in zip(later, state, strict=True)))
-        query = self._query(symbol, state.prefix)
-        return symbol + self.written.bias(query, memories.written, self._alive(state, memories)), state
+        begun = self._begun(state, memories)[0] if self.config.positions else None
+        return symbol + self.written.bias(self._query(symbol, state.prefix), memories.written, begun), state
 
     def _query(self, symbols: Array, prefixes: Array) -> Array:
         return symbols + self.prefix(prefixes) if self.config.semantic else symbols

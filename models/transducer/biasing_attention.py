@@ -101,7 +101,7 @@ class BiasingAttention(nn.Module):
         return Memory(self.key(phrases).reshape(shape), self.value(phrases).reshape(shape), mask)
 
     def bias(
-        self, x: Float[Array, "b *t d_query"], memory: Memory, alive: Bool[Array, "b *t k"] | None = None
+        self, x: Float[Array, "b *t d_query"], memory: Memory, own: Memory | None = None
     ) -> Float[Array, "b *t d_query"]:
         """What is to be added to x.
 
@@ -109,7 +109,7 @@ class BiasingAttention(nn.Module):
           x: frames, outputs of the predictor, or other queries; `t` may be any axes, or none.
           memory: of as many catalogues as x has rows; or of one, for all rows; or of a divisor of the rows, where
             consecutive rows share one, as the hypotheses of an utterance do in a search.
-          alive: which keys each query may attend to; None: all.
+          own: further keys of each query alone, with the axes of x in front.
 
         Returns:
           The bias, as large as x.
@@ -117,46 +117,55 @@ class BiasingAttention(nn.Module):
         Raises:
           ValueError: if the rows are no multiple of the catalogues.
         """
-        return self._say(x, memory, jax.nn.softmax(self._scores(x, memory, alive), axis=-1))
+        return self._say(x, memory, own, jax.nn.softmax(self._scores(x, memory, own), axis=-1))
 
     def watched(
-        self, x: Float[Array, "b t d_query"], memory: Memory, alive: Bool[Array, "b t k"] | None = None
+        self, x: Float[Array, "b t d_query"], memory: Memory, own: Memory | None = None
     ) -> tuple[Float[Array, "b t d_query"], Float[Array, "b t k1"]]:
         """`bias`, and where attention is.
 
         Args:
           x: as for `bias`.
           memory: of as many catalogues as x has rows.
-          alive: as for `bias`.
+          own: as for `bias`.
 
         Returns:
-          (bias, ln mean_heads alpha of the no-bias key and of the others).
+          (bias, ln mean_heads alpha of the no-bias key, of those of the memory, and of the queries' own).
         """
-        log_alpha = jax.nn.log_softmax(self._scores(x, memory, alive), axis=-1)
+        log_alpha = jax.nn.log_softmax(self._scores(x, memory, own), axis=-1)
         together = jax.nn.logsumexp(log_alpha, axis=1) - math.log(self.heads)
-        return self._say(x, memory, jnp.exp(log_alpha)), together
+        return self._say(x, memory, own, jnp.exp(log_alpha)), together
 
     def _scores(
-        self, x: Float[Array, "b *t d_query"], memory: Memory, alive: Bool[Array, "b *t k"] | None
+        self, x: Float[Array, "b *t d_query"], memory: Memory, own: Memory | None
     ) -> Float[Array, "b2 heads n k1"]:
-        """Of the no-bias key, then of the phrases."""
+        """Of the no-bias key, then of the memory's and of the queries' own."""
         catalogues = memory.keys.shape[0]
         if x.shape[0] % catalogues:
             raise ValueError(f"memory: {catalogues} catalogues for {x.shape[0]} rows; a divisor is needed")
-        each = x.shape[0] // catalogues
-        split = (each * math.prod(x.shape[1:-1]), self.heads, self.width // self.heads)
-        query = self.query(x).reshape(catalogues, *split)
-        scores = jnp.einsum("bthd,bkhd->bhtk", query, memory.keys)
-        used = memory.mask[:, None]
-        if alive is not None:
-            used = used & alive.reshape(catalogues, split[0], -1)
-        scores = jnp.where(used[:, None], scores, MASKED)
+        query = self._queries(self.query(x), catalogues, self.heads, self.width // self.heads)
         nothing = jnp.einsum("bthd,hd->bht", query, ops.value(self.no_bias))[..., None]
-        return jnp.concatenate([nothing, scores], axis=-1) * (self.width // self.heads) ** -0.5
+        scores = jnp.einsum("bthd,bkhd->bhtk", query, memory.keys)
+        found = [nothing, jnp.where(memory.mask[:, None, None], scores, MASKED)]
+        if own is not None:
+            scores = jnp.einsum("bthd,btkhd->bhtk", query, self._queries(own.keys, catalogues, *own.keys.shape[-3:]))
+            mask = self._queries(own.mask, catalogues, own.mask.shape[-1])
+            found.append(jnp.where(mask[:, None], scores, MASKED))
+        return jnp.concatenate(found, axis=-1) * (self.width // self.heads) ** -0.5
 
     def _say(
-        self, x: Float[Array, "b *t d_query"], memory: Memory, alpha: Float[Array, "b2 heads n k"]
+        self, x: Float[Array, "b *t d_query"], memory: Memory, own: Memory | None, alpha: Float[Array, "b2 heads n k1"]
     ) -> Float[Array, "b *t d_query"]:
-        found = jnp.einsum("bhtk,bkhd->bthd", alpha[..., 1:], memory.values).reshape(*x.shape[:-1], self.width)
+        shared = 1 + memory.keys.shape[1]
+        found = jnp.einsum("bhtk,bkhd->bthd", alpha[..., 1:shared], memory.values)
+        if own is not None:
+            values = self._queries(own.values, memory.keys.shape[0], *own.values.shape[-3:])
+            found = found + jnp.einsum("bhtk,btkhd->bthd", alpha[..., shared:], values)
+        found = found.reshape(*x.shape[:-1], self.width)
         gate = jax.nn.sigmoid(self.gate(jnp.concatenate([x, found], axis=-1)))
         return gate * self.output(found)
+
+    @nn.nowrap
+    def _queries(self, x: Array, catalogues: int, *last: int) -> Array:
+        """An axis of catalogues and one of all queries to each, in front of those that a query has."""
+        return x.reshape(catalogues, x.size // max(catalogues * math.prod(last), 1), *last)

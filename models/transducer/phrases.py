@@ -23,7 +23,7 @@ from models.transducer.layers import NORM_EPS
 from models.transducer.lstm import Lstm
 from zojax import ops
 
-__all__ = ["CHARACTERS", "HISTORY", "Catalogue", "PhraseEncoder", "continued", "recent", "said"]
+__all__ = ["CHARACTERS", "HISTORY", "Catalogue", "PhraseEncoder", "furthest", "recent", "said"]
 
 Catalogue = Mapping[str, Any]
 
@@ -144,26 +144,25 @@ def recent(labels: Int[Array, "b u"]) -> Int[Array, "b v h"]:
     return jnp.stack([behind[:, HISTORY - 1 - j : HISTORY - 1 - j + count] for j in range(HISTORY)], axis=-1)
 
 
-def continued(last: Int[Array, "b *v h"], listed: Int[Array, "b k l"]) -> Bool[Array, "b *v k l"]:
-    """Which positions of phrases may come next: the first of each, and those before which a phrase was begun.
+def furthest(last: Int[Array, "b n h"], listed: Int[Array, "b k l"]) -> Int[Array, "b n k"]:
+    """How far phrases have been written: the last position of each that goes on with the text, 0 of one not begun.
 
-        position i of phrase k:   last_j = phrase_k,i-1-j   for all j < min(i, h)
+        max i:   last_j = phrase_i-1-j   for all j < min(i, h)
 
     Args:
       last: the last labels, the latest first, 0 where there are none.
       listed: labels of phrases, 0 behind them.
 
     Returns:
-      True where a position may.
+      Positions, in 0 .. l - 1.
 
     Example:
-      >>> continued(jnp.array([[1, 5]]), jnp.array([[[1, 2], [2, 1]]])).astype(int)[0].tolist()
-      [[1, 1], [1, 0]]
+      >>> furthest(jnp.array([[[1, 5]]]), jnp.array([[[1, 2], [2, 1]]]))[0, 0].tolist()
+      [1, 0]
     """
-    between = range(1, last.ndim - 1)
-    phrases = jnp.expand_dims(listed, tuple(between))
+    phrases = listed[:, None]
     alive = phrases > 0
     for j in range(min(HISTORY, listed.shape[-1] - 1)):
         same = phrases[..., : -1 - j] == last[..., j, None, None]
         alive = alive & jnp.concatenate([jnp.ones((*same.shape[:-1], j + 1), bool), same], axis=-1)
-    return alive
+    return jnp.max(jnp.where(alive, jnp.arange(listed.shape[-1]), 0), axis=-1)

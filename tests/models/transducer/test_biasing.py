@@ -10,14 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from models.transducer import biased
+from models.transducer import biased, biasing
 from models.transducer.biasing import BiasingConfig
 from models.transducer.biasing_attention import BiasingAttention
 from models.transducer.decode import ModifiedBeam, decode
 from models.transducer.guidance import missed_by_frames
 from models.transducer.lstm import LstmConfig
 from models.transducer.model import TransducerConfig, transducer
-from models.transducer.phrases import HISTORY, continued, recent, said
+from models.transducer.phrases import HISTORY, furthest, recent, said
 from models.transducer.predictor import StatelessConfig
 from models.transducer.task import TransducerTask
 from zojax.estimators import chain, spsa
@@ -177,15 +177,45 @@ def test_where_phrases_are_said():
     assert wanted.any()
 
 
-def test_which_positions_may_come_next():
+def test_how_far_phrases_have_been_written():
     """Against the definition, with two labels, so that phrases overlap; a long one is known by its last labels."""
     rng = np.random.default_rng(4)
     listed = np.where(np.arange(12) < rng.integers(0, 13, (2, 9, 1)), rng.integers(1, 3, (2, 9, 12)), 0)
     labels = np.concatenate([listed[:, 0], rng.integers(1, 3, (2, 6))], axis=1)
-    found = np.asarray(continued(recent(jnp.asarray(labels)), jnp.asarray(listed)))
-    for b, v, k, i in np.ndindex(found.shape):
-        before, last = listed[b, k, max(i - HISTORY, 0) : i], labels[b, max(v - min(i, HISTORY), 0) : v]
-        assert found[b, v, k, i] == (listed[b, k, i] > 0 and list(before) == list(last))
+    found = np.asarray(furthest(recent(jnp.asarray(labels)), jnp.asarray(listed)))
+    for b, v, k in np.ndindex(found.shape):
+        wanted = 0
+        for i in range(1, np.sum(listed[b, k] > 0)):
+            before, last = listed[b, k, max(i - HISTORY, 0) : i], labels[b, max(v - min(i, HISTORY), 0) : v]
+            wanted = i if list(before) == list(last) else wanted
+        assert found[b, v, k] == wanted
+
+
+def test_of_many_phrases_that_were_begun_those_count_of_which_most_is_written(run, monkeypatch):
+    """A bound that leaves none out changes nothing; one phrase alone is the furthest."""
+    sides = (
+        *(jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((1, 6, 8), (1, 4, 8))),
+        jnp.array([[1, 2, 3]]),
+    )
+
+    def symbols(pieces, rows, bound):
+        monkeypatch.setattr(biasing, "BEGUN", bound)
+        catalogue = CATALOGUE | {"pieces": jnp.asarray(pieces), "rows": jnp.asarray([rows])}
+        frames, plain, labels = sides
+        mask, counts = jnp.ones((1, 6), bool), jnp.array([3])
+        return biased.bias(CONFIG, run.biasing, run.params, catalogue, frames, mask, plain, labels, counts)[1]
+
+    pieces = [[1, 2, 4], [2, 5, 0], [6, 1, 0]]
+    whole = symbols(pieces, [0, 1, 2], 32)
+    np.testing.assert_array_equal(whole, symbols(pieces, [0, 1, 2], 2))
+    if run.biasing.positions:
+        # After 1, 2 the first phrase and the second are begun, the first further.
+        one = symbols(pieces, [0, 1, 2], 1)
+        np.testing.assert_array_equal(one[0, [0, 1, 3]], whole[0, [0, 1, 3]])
+        assert not np.allclose(one[0, 2], whole[0, 2], atol=1e-3)
+        # As if the second were another phrase that begins like it.
+        other = [[1, 2, 4], [2, 6, 0], [6, 1, 0]]
+        assert not np.allclose(whole[0, 2], symbols(other, [0, 1, 2], 32)[0, 2], atol=1e-4)
 
 
 def test_what_frames_miss_is_the_mass_of_all_other_paths():
