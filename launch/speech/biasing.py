@@ -116,16 +116,18 @@ def _of_units(source: str, made: Units) -> np.ndarray:
     return _meanings(source)(texts)
 
 
-def catalogue(config: Config, made: Units, lists: Sequence[Sequence[str]]) -> Mapping[str, np.ndarray]:
-    """The arrays of lists, with meanings where the config's adapters read them.
+def catalogue(
+    config: Config, made: Units, lists: Sequence[Sequence[str]], *, least: int = 1
+) -> Mapping[str, np.ndarray]:
+    """The arrays of lists, with room for `least` phrases, and with meanings where the config's adapters read them.
 
     Raises:
       ValueError: naming a phrase that the units cannot write.
     """
     if config.biasing.kind not in ("semantic", "both"):
-        return arrays(lists, made)
+        return arrays(lists, made, least=least)
     source = config.biasing.source
-    return arrays(lists, made, meaning=_meanings(source), unit_meaning=_of_units(source, made))
+    return arrays(lists, made, meaning=_meanings(source), unit_meaning=_of_units(source, made), least=least)
 
 
 def labels_of(phrase: str, made: Units) -> list[int]:
@@ -264,7 +266,8 @@ class Lists:
             order = np.argsort(generator.random_raw(len(pool)), kind="stable")
             others = [phrase for phrase in pool[order] if phrase not in phrases][:count]
             lists.append([*(phrases if kept else ()), *others])
-        return catalogue(c, self._made, lists)
+        # Lists of all sizes share a program: compiling one takes longer than many steps with empty places.
+        return catalogue(c, self._made, lists, least=c.biasing.size)
 
 
 def beside(config: Config, made: Units, split: str, texts: Sequence[str], inner: Beside) -> Beside:

@@ -60,7 +60,7 @@ def test_lists_of_every_kind_become_arrays():
     lists = [many, [], ["josé"], ["josé", many[0], long]]
     made = arrays(lists, UNITS)
     assert made["rows"].shape == (4, 2048)
-    assert made["pieces"].shape == (2048, 256)
+    assert made["pieces"].shape == (2048, 200)
     spelled = [[UNITS.decode(made["pieces"][i][made["pieces"][i] > 0]) for i in row if i >= 0] for row in made["rows"]]
     assert spelled == lists
     heard = [

@@ -189,10 +189,10 @@ def test_adapters_write_with_the_units_of_their_base(fields, folder):
     assert recipe.make_units(config) == CharacterUnits(characters=" abc")
 
 
-def test_published_lists_are_found_by_what_is_said_in_whatever_case(fields, folder):
+def test_published_lists_are_found_by_what_is_said_in_whatever_case(fields, folder, tmp_path):
     config = ml_collections.ConfigDict(copy.deepcopy(fields))
-    (folder / "lists.tsv").write_text('1-1\tabba baab\t["baab"]\t["baab", "bab"]\n2-1\taa\t[]\t["bab"]\n')
-    published = {one.text: one for one in read_lists(folder / "lists.tsv").values()}
+    (tmp_path / "lists.tsv").write_text('1-1\tabba baab\t["baab"]\t["baab", "bab"]\n2-1\taa\t[]\t["bab"]\n')
+    published = {one.text: one for one in read_lists(tmp_path / "lists.tsv").values()}
     made = CharacterUnits(characters=" AB")
     lists = biasing.Lists(config, made, "test", ["AA", "ABBA BAAB", "BB"], size=100, published=published)
     assert (lists.own(0), lists.own(1)) == ((), ("BAAB",))

@@ -255,17 +255,19 @@ def arrays(
     *,
     meaning: Callable[[Sequence[str]], Float32[np.ndarray, "n m"]] | None = None,
     unit_meaning: Float32[np.ndarray, "classes m"] | None = None,
+    least: int = 1,
 ) -> Mapping[str, np.ndarray]:
     """The arrays of lists, as a model takes them: each phrase once, and the places of those of each list.
 
-    Numbers of phrases, and of a list's, are rounded up to powers of 2, and lengths to powers of 2 from 8, so that lists
-    of like sizes share a program.
+    Numbers of phrases, and of a list's, are rounded up to powers of 2, and lengths to multiples of 8, so that lists of
+    like sizes share a program.
 
     Args:
       lists: the phrases of each utterance.
       units: what a transducer writes.
       meaning: vectors of phrases, where they are wanted.
       unit_meaning: vectors of the units, likewise.
+      least: phrases, and of each list, that there is room for: lists of all smaller sizes share a program.
 
     Returns:
       `pieces` int32 [p, l] and `characters` int32 [p, c], 0 behind their ends; `starts` int32 [p, l], the character at
@@ -290,8 +292,8 @@ def arrays(
         except ValueError as error:
             raise ValueError(f"phrase {phrase!r}: the model cannot write it: {error}") from None
     characters = [np.frombuffer(phrase.encode(), np.uint8).astype(np.int32) + 1 for phrase in phrases]
-    count = _power(len(phrases))
-    rows = np.full((len(lists), _power(max(map(len, lists), default=0))), -1, np.int32)
+    count = _power(max(len(phrases), least))
+    rows = np.full((len(lists), _power(max([least, *map(len, lists)]))), -1, np.int32)
     for row, one in zip(rows, lists, strict=True):
         row[: len(one)] = [place[phrase] for phrase in one]
     starts = [
@@ -313,7 +315,7 @@ def _power(size: int) -> int:
 
 
 def _padded(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
-    width = _power(max(8, max(map(len, rows), default=0)))
+    width = -(-max(map(len, rows), default=1) // 8) * 8
     found = np.zeros((count, width), np.int32)
     for i, row in enumerate(rows):
         found[i, : len(row)] = row
