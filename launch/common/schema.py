@@ -229,7 +229,7 @@ FIELDS: dict[str, _Field] = {
     "biasing.size": _integer(1),  # at most so many distractors in a list to train on, and so many to evaluate with
     "biasing.keep": _Field((float, int), lambda v: 0 < v <= 1, "a share, in (0, 1]"),  # of utterances that are listed
     "biasing.positions": _flag(),  # keys of each position of a phrase, instead of one of the phrase
-    "biasing.guidance": _number(inclusive=True),  # weight of a loss of the predictor's attention to what is said
+    "biasing.guidance": _number(inclusive=True),  # weight of the loss of what attention misses of what is said
     "biasing.width": _integer(1),  # of the attentions, a multiple of their 4 heads
     "biasing.hidden": _integer(1),  # cells of the phrase encoders, each direction, and width of their tables
     "biasing.source": _text(),  # of the text encoder that knows meanings: as model.source

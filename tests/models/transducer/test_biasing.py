@@ -240,6 +240,19 @@ def test_what_frames_miss_is_the_mass_of_all_other_paths():
     assert short[0] == 0 < short[1] < 100
 
 
+def test_the_predictor_is_guided_to_beginnings_and_to_what_goes_on(run, monkeypatch):
+    """Of two phrases that are said, one within the other, by the keys that attention has."""
+    kept = []
+    monkeypatch.setattr(biasing, "missed_by_symbols", lambda _, right, counts: kept.append(right) or 0.0 * counts)
+    catalogue = CATALOGUE | {"pieces": jnp.array([[1, 2, 3], [2, 3, 0], [5, 0, 0]]), "rows": jnp.array([[0, 1, 2]])}
+    frames, symbols = jnp.zeros((1, 6, 8)), jnp.zeros((1, 4, 8))
+    sides = frames, jnp.ones((1, 6), bool), symbols, jnp.array([[1, 2, 3]]), jnp.array([3])
+    biased.bias(CONFIG, run.biasing, run.params, catalogue, *sides)
+    found = [np.flatnonzero(now).tolist() for now in np.asarray(kept[0][0])]
+    # Three first positions, then those that were reached, the furthest first; without positions, phrases as they last.
+    assert found == ([[0], [1, 3], [3, 4], []] if run.biasing.positions else [[0], [0, 1], [0, 1], []])
+
+
 def test_guidance_costs_what_attention_does_not_give_to_what_is_said(run):
     task = dataclasses.replace(run.task, guidance=0.5)
     loss = jax.jit(lambda params, batch: task.loss(params, batch)[0])
